@@ -1,0 +1,3 @@
+//! Act 1: bytes become events.
+
+pub mod protocol;

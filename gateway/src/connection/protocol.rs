@@ -1,0 +1,1 @@
+//! Bytes ↔ events, without I/O.

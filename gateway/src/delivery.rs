@@ -1,0 +1,1 @@
+//! Act 3: commits become bytes on other sockets.

@@ -1,0 +1,209 @@
+//! The engine: a tenant's log, state, timers and sessions, and what is promised about them.
+//!
+//! # What every engine promises
+//!
+//! * **One log per tenant.** Every commit with effects gets the next [`Position`]: same
+//!   epoch and `seq + 1`, or a new, larger epoch that starts at 1. Whoever follows a
+//!   tenant sees its entries in that order, each once, without holes.
+//! * **All or nothing.** [`Engine::commit`] applies everything in a [`Commit`] or nothing.
+//!   It applies nothing when a key of the read set has another version than was read
+//!   ([`Outcome::Conflict`]), when the fired timer is not there any more
+//!   ([`Outcome::TimerGone`]), or on any error but [`EngineError::Ambiguous`].
+//! * **Once.** A commit id that was applied is not applied again: the second call answers as
+//!   the first did ([`Outcome::Committed`] with the same position), for at least
+//!   [`COMMIT_ID_KEPT_MS`]. So after [`EngineError::Ambiguous`] the same commit is sent again.
+//! * **Durable before known.** A commit with writes, timers or a fired timer is as durable as
+//!   the engine can make it before its entry is delivered or the call returns. Entries without
+//!   those (relayed publications, joins) may be lost with the process; then the epoch grows, and
+//!   nobody is told that they were not lost.
+//! * **Reads are versioned.** [`Engine::read`] answers committed values; two reads of a key with
+//!   equal versions saw the same value. A value whose time to live has passed is absent.
+//! * **Following is exact.** [`Engine::follow`] answers a position and a feed that carries every
+//!   entry after it, whatever is committed meanwhile. Where the engine cannot keep that
+//!   promise (history is gone), the feed says [`Feed::Reset`] and goes on from there.
+//! * **Tenants are apart.** No call reads, changes or reveals anything of another tenant.
+//!
+//! One suite, `tests/it/engine_suite.rs`, holds every engine to this.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use crate::client::ConnectionId;
+use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerKey, Versioned};
+use crate::room::Room;
+use crate::tenant::TenantId;
+
+pub mod embedded;
+pub mod redis;
+
+/// How long a commit id is remembered at least, in milliseconds.
+pub const COMMIT_ID_KEPT_MS: Millis = 60_000;
+
+/// How many entries a feed holds for a follower that does not take them; beyond that the
+/// engine re-reads its log for it.
+pub const FEED_ENTRIES_MAX: usize = 4_096;
+
+/// How long a claimed timer stays with whoever claimed it, in milliseconds.
+pub const TIMER_LEASE_MS: Millis = 30_000;
+
+/// What became of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Applied. The position is the entry's, or the log's top when there were no effects.
+    Committed(Position),
+    /// Nothing was applied: this key has changed since it was read.
+    Conflict(StateKey),
+    /// Nothing was applied: the fired timer was replaced, cancelled or settled meanwhile.
+    TimerGone,
+}
+
+/// Why an engine could not answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EngineError {
+    /// It was not done and would not be now: try later.
+    #[error("the engine is not available: {0}")]
+    Unavailable(String),
+    /// It may have been done: send the same commit again.
+    #[error("the engine did not answer: {0}")]
+    Ambiguous(String),
+    /// An `Add` met a value that is no decimal number; nothing was applied.
+    #[error("the value of {0:?} is not a decimal counter")]
+    NotACounter(StateKey),
+    /// What is stored cannot be read.
+    #[error("the engine's data is damaged: {0}")]
+    Corrupt(String),
+}
+
+/// What a follower is handed.
+#[derive(Debug, Clone)]
+pub enum Feed {
+    /// The next entry.
+    Entry(Arc<Entry>),
+    /// Something that is not in the log; may be dropped or come twice.
+    Ephemeral(Arc<Publication>),
+    /// Entries were lost. What follows starts after this position.
+    Reset(Position),
+}
+
+/// One node's view of one tenant. Dropping it ends the feed.
+#[derive(Debug)]
+pub struct Follower {
+    /// The feed carries everything after this.
+    pub position: Position,
+    /// In order.
+    pub feed: mpsc::Receiver<Feed>,
+}
+
+/// A piece of the log.
+#[derive(Debug, Clone)]
+pub enum Range {
+    /// The entries after the position asked for, in order, at most as many as asked for.
+    Entries(Vec<Arc<Entry>>),
+    /// They are not all there any more, or the position is not one of this log.
+    Gone,
+}
+
+/// One page of keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeyPage {
+    /// In order, as stored.
+    pub keys: Vec<StateKey>,
+    /// Are there more after the last one?
+    pub more: bool,
+}
+
+/// A timer whose time has come, leased for [`TIMER_LEASE_MS`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueTimer {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which.
+    pub key: TimerKey,
+    /// When it was to fire.
+    pub due: Millis,
+    /// What it was set with.
+    pub data: Arc<str>,
+    /// Goes into [`Commit::fired`].
+    pub token: Arc<str>,
+    /// 1 for the first claim.
+    pub attempt: u32,
+}
+
+/// A connection as presence knows it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    /// Who.
+    pub subject: Arc<str>,
+    /// With which connection.
+    pub connection: ConnectionId,
+}
+
+/// What a gateway needs of its engine. The promises are in the [module's text](self).
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// For the log line and metrics: `embedded` or `redis`.
+    fn name(&self) -> &'static str;
+
+    /// Applies a commit.
+    async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Result<Outcome, EngineError>;
+
+    /// Sends something to the followers that the log does not keep.
+    async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Result<(), EngineError>;
+
+    /// Follows a tenant's log from its present top. One feed per tenant and node is enough.
+    async fn follow(&self, tenant: &TenantId) -> Result<Follower, EngineError>;
+
+    /// The entries after a position, at most `limit`.
+    async fn range(&self, tenant: &TenantId, after: Position, limit: usize) -> Result<Range, EngineError>;
+
+    /// The latest publications of a room that the log still holds, before `before` if given,
+    /// oldest first, at most `limit`.
+    async fn history(
+        &self,
+        tenant: &TenantId,
+        room: &Room,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<Arc<Entry>>, EngineError>;
+
+    /// The values of keys, in their order; absent ones are `None`.
+    async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Result<Vec<Option<Versioned>>, EngineError>;
+
+    /// The keys that start with `prefix`, in order, after `after`, at most `limit`. Both are
+    /// stored forms.
+    async fn list_keys(
+        &self,
+        tenant: &TenantId,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<KeyPage, EngineError>;
+
+    /// Timers of any tenant that are due, at most `limit`, earliest first. Each is leased: until the
+    /// lease ends or [`release_timer`](Engine::release_timer) is called no other claim answers it.
+    async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError>;
+
+    /// Gives a claimed timer back, to be claimed again `after_ms` from now.
+    async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError>;
+
+    /// A session record that has not expired.
+    async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError>;
+
+    /// Who is in a room, in order, at most `limit`.
+    async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Result<Vec<Member>, EngineError>;
+
+    /// How many connections are in a room.
+    async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError>;
+
+    /// Stores an artefact under its SHA-256 (64 hexadecimal digits).
+    async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError>;
+
+    /// An artefact by its SHA-256.
+    async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError>;
+
+    /// Is it able to serve now? For readiness.
+    async fn ping(&self) -> Result<(), EngineError>;
+}

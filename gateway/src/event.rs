@@ -1,0 +1,77 @@
+//! Seam between connection and decision: what clients say.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::client::Client;
+
+/// The longest event name, in bytes.
+pub const EVENT_NAME_BYTES_MAX: usize = 128;
+
+/// What an event carries: as in Socket.IO, arguments with bytes beside them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload {
+    /// A JSON array of the arguments, valid JSON.
+    /// `{"_placeholder":true,"num":N}` in it stands for attachment N.
+    pub args: Arc<str>,
+    /// The attachments, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<Bytes>,
+}
+
+impl Payload {
+    /// A payload without arguments.
+    pub fn empty() -> Payload {
+        Payload { args: "[]".into(), attachments: Vec::new() }
+    }
+
+    /// A payload of one argument, given as JSON.
+    pub fn one(argument: &serde_json::Value) -> Payload {
+        Payload { args: format!("[{argument}]").into(), attachments: Vec::new() }
+    }
+
+    /// The first argument, when there is one and it is JSON.
+    pub fn first(&self) -> Option<serde_json::Value> {
+        let args: Vec<&serde_json::value::RawValue> = serde_json::from_str(&self.args).ok()?;
+        serde_json::from_str(args.first()?.get()).ok()
+    }
+
+    /// Arguments and attachments together, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.args.len() + self.attachments.iter().map(Bytes::len).sum::<usize>()
+    }
+}
+
+/// One event on its way to a decision.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The namespace it was said in.
+    pub namespace: Arc<str>,
+    /// What it carries.
+    pub data: Payload,
+    /// Who said it; `None` when it came from the tenant's own back end.
+    pub sender: Option<Client>,
+}
+
+/// A refusal or failure as clients see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Short machine-readable word, for example `forbidden`.
+    pub code: String,
+    /// For people: names the limit, the value and the setting where there is one.
+    pub message: String,
+    /// When it is worth trying again, in milliseconds from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Refusal {
+    /// A refusal without advice on when to come back.
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Refusal {
+        Refusal { code: code.into(), message: message.into(), retry_after_ms: None }
+    }
+}

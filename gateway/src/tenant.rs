@@ -1,0 +1,295 @@
+//! Tenants: the unit of isolation, of order and of atomicity.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest tenant name, in bytes.
+pub const TENANT_NAME_BYTES_MAX: usize = 32;
+
+/// A tenant's name: `[a-z0-9-]`, 1 to 32 of them.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TenantId(Arc<str>);
+
+/// A text that is no tenant name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a tenant's name is 1 to {TENANT_NAME_BYTES_MAX} of `a-z`, `0-9` and `-`, not {0:?}")]
+pub struct TenantNameError(String);
+
+impl TenantId {
+    /// Checks and takes a name.
+    pub fn parse(name: &str) -> Result<TenantId, TenantNameError> {
+        if is_name(name, TENANT_NAME_BYTES_MAX) { Ok(TenantId(name.into())) } else { Err(TenantNameError(name.into())) }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Is it 1 to `bytes_max` of `a-z`, `0-9` and `-`? The form of tenant and plugin names.
+pub fn is_name(name: &str, bytes_max: usize) -> bool {
+    (1..=bytes_max).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+impl TryFrom<String> for TenantId {
+    type Error = TenantNameError;
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        TenantId::parse(&name)
+    }
+}
+
+impl From<TenantId> for String {
+    fn from(id: TenantId) -> String {
+        id.0.as_ref().into()
+    }
+}
+
+impl fmt::Display for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for TenantId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A tenant as meant: everything checked, nothing loaded.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    /// Its name.
+    pub id: TenantId,
+    /// How its tokens are verified.
+    pub auth: Auth,
+    /// What its clients may use up.
+    pub limits: Limits,
+    /// What one call of its plugins may use up.
+    pub call_limits: CallLimits,
+    /// Its components, in the order of the file.
+    pub plugins: Vec<PluginSettings>,
+    /// Event name patterns that are published without a handler, to the rooms that their
+    /// first argument names; an event that names none is answered with its own data.
+    pub relay: Vec<Pattern>,
+    /// Origins from which browsers may open a socket or call HTTP; empty: those of the
+    /// listener's settings.
+    pub origins: Vec<String>,
+    /// How many of the latest events of a room a member gets on joining; 0: none.
+    pub history_on_join: usize,
+    /// The bearer token with which the tenant's own back end raises events over HTTP;
+    /// `None`: nobody can.
+    pub backend_token: Option<Secret>,
+}
+
+/// How a tenant's tokens are verified.
+#[derive(Debug, Clone)]
+pub struct Auth {
+    /// The keys, several at once for rotation.
+    pub keys: Vec<VerifyingKey>,
+    /// The claim that is the subject.
+    pub subject_claim: String,
+    /// If given, `aud` must contain one of them.
+    pub audiences: Vec<String>,
+    /// If given, `iss` must be one of them.
+    pub issuers: Vec<String>,
+    /// Clock skew allowed on `exp` and `nbf`.
+    pub leeway: Duration,
+    /// May clients come without a token? They get the subject `anonymous-{random}` and no claims.
+    pub anonymous: bool,
+}
+
+/// One key that verifies tokens.
+#[derive(Debug, Clone)]
+pub struct VerifyingKey {
+    /// The `kid` that selects it; keys without one are tried for every token.
+    pub id: Option<String>,
+    /// The only algorithm it is used with: never the token's choice.
+    pub algorithm: Algorithm,
+    /// The key itself.
+    pub material: KeyMaterial,
+}
+
+/// Signature algorithms of RFC 7518 and RFC 8037 that are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of the RFCs")]
+pub enum Algorithm {
+    HS256,
+    HS384,
+    HS512,
+    RS256,
+    RS384,
+    RS512,
+    PS256,
+    PS384,
+    PS512,
+    ES256,
+    ES384,
+    EdDSA,
+}
+
+/// The bytes of a key.
+#[derive(Debug, Clone)]
+pub enum KeyMaterial {
+    /// A shared secret, for HS*.
+    Secret(Secret),
+    /// A public key in PEM, for all others.
+    Pem(Vec<u8>),
+    /// A JSON Web Key (one object of a JWK set).
+    Jwk(String),
+}
+
+/// Bytes that no log shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// One component of a tenant.
+#[derive(Debug, Clone)]
+pub struct PluginSettings {
+    /// Its name within the tenant: `[a-z0-9-]`, 1 to 64 of them.
+    pub name: Arc<str>,
+    /// What it does.
+    pub role: Role,
+    /// Where the component's file is.
+    pub component: PathBuf,
+    /// Event patterns that it handles, instead of those that it declares itself.
+    pub events: Option<Vec<Pattern>>,
+    /// What `config.get` answers it.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// What a component is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Says who may connect and join; at most one a tenant. Without one nobody may.
+    Authorizer,
+    /// Says which handlers see an event; at most one a tenant.
+    Router,
+    /// Handles events, timers and connections.
+    Handler,
+}
+
+/// A pattern of event names: a name, or a beginning followed by `*`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pattern(pub String);
+
+impl Pattern {
+    /// Does it match this event name?
+    pub fn matches(&self, event: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(beginning) => event.starts_with(beginning),
+            None => self.0 == event,
+        }
+    }
+}
+
+/// A rate, as a token bucket that holds one minute's worth: `per_minute` at once, refilled
+/// evenly. `None`: unlimited.
+pub type PerMinute = Option<NonZeroU32>;
+
+/// What clients of a tenant may use up.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Messages of one connection.
+    pub messages_per_minute: PerMinute,
+    /// Events by name, of one user over all connections.
+    pub user_events_per_minute: BTreeMap<String, NonZeroU32>,
+    /// Open connections of one user.
+    pub connections_per_user: u32,
+    /// Open connections of the tenant on one node.
+    pub connections: u32,
+    /// One message whole, however many frames and attachments it comes in, in bytes.
+    pub message_bytes: usize,
+    /// Rooms that one connection is in, those of the gateway not counted.
+    pub rooms_per_connection: usize,
+    /// What waits for one slow client, in bytes; beyond that its connection ends (`slow`).
+    pub outbox_bytes: usize,
+    /// What waits for one slow client, in messages; likewise.
+    pub outbox_messages: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            messages_per_minute: NonZeroU32::new(100),
+            user_events_per_minute: BTreeMap::from([("send_message".into(), NonZeroU32::MIN.saturating_add(59))]),
+            connections_per_user: 5,
+            connections: 10_000,
+            message_bytes: 1 << 20,
+            rooms_per_connection: 256,
+            outbox_bytes: 4 << 20,
+            outbox_messages: 4_096,
+        }
+    }
+}
+
+/// What one call of a plugin, and its commit, may use up.
+#[derive(Debug, Clone)]
+pub struct CallLimits {
+    /// Computing time, in milliseconds; waiting for state does not count.
+    pub cpu_ms: u32,
+    /// From start to end, waiting included, in milliseconds.
+    pub wall_ms: u32,
+    /// Linear memory, in bytes.
+    pub memory_bytes: usize,
+    /// Calls to the gateway.
+    pub host_calls: u32,
+    /// What the call hands to the gateway altogether, in bytes.
+    pub output_bytes: usize,
+    /// Keys read and written.
+    pub state_keys: usize,
+    /// One value, in bytes.
+    pub state_value_bytes: usize,
+    /// Publications, ephemeral ones included.
+    pub publications: usize,
+    /// Timers set or cancelled.
+    pub timers: usize,
+    /// Joins, leaves and disconnects.
+    pub memberships: usize,
+    /// Log lines.
+    pub log_lines: usize,
+    /// Calls of the tenant that run at the same time; more wait.
+    pub concurrent_calls: usize,
+    /// Calls of the tenant that wait; more are refused with `overloaded`.
+    pub waiting_calls: usize,
+    /// Attempts at one input when its reads conflict with other commits.
+    pub attempts: u32,
+}
+
+impl Default for CallLimits {
+    fn default() -> Self {
+        CallLimits {
+            cpu_ms: 50,
+            wall_ms: 5_000,
+            memory_bytes: 16 << 20,
+            host_calls: 1_000,
+            output_bytes: 1 << 20,
+            state_keys: 128,
+            state_value_bytes: 64 << 10,
+            publications: 128,
+            timers: 32,
+            memberships: 128,
+            log_lines: 32,
+            concurrent_calls: 64,
+            waiting_calls: 1_024,
+            attempts: 8,
+        }
+    }
+}
