@@ -13,7 +13,8 @@ const WALK_INS = ['Meera Nair', 'Imran Shaikh', 'Divya Menon', 'Arjun Das', 'Kav
 const element = (id) => document.getElementById(id);
 const fromTemplate = (id) => element(id).content.cloneNode(true).firstElementChild;
 const announce = (text) => { element('live').textContent = text; };
-const pick = (list) => list[Math.floor(Math.random() * list.length)];
+let walkedIn = 0;
+const nextWalkIn = () => WALK_INS[walkedIn++ % WALK_INS.length];
 
 class Pane {
   constructor(id, person, board) {
@@ -289,14 +290,14 @@ class Board {
   }
 
   letOneTimeOut() {
-    return this.panes.get('guard').register(pick(WALK_INS), FLAT, 'Leave unanswered');
+    return this.panes.get('guard').register(nextWalkIn(), FLAT, 'Leave unanswered');
   }
 
   /** Approve and deny in the same moment; the server lets exactly one of them decide. */
   async race() {
     const [first, second] = Math.random() < 0.5 ? ['resident1', 'resident2'] : ['resident2', 'resident1'];
     const panes = [this.panes.get(first), this.panes.get(second)];
-    const { ok, data } = await this.panes.get('guard').register(pick(WALK_INS), FLAT, 'Both answer at once');
+    const { ok, data } = await this.panes.get('guard').register(nextWalkIn(), FLAT, 'Both answer at once');
     const visitor = { visitor_id: data?.visitor_id };
     const known = () => panes.every((pane) => pane.visitors.known.has(visitor.visitor_id));
     if (!ok || !(await within(ARRIVAL_MS, known))) return;
