@@ -1,0 +1,28 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint clean
+POSTERN := $(or $(CARGO_TARGET_DIR),target)/debug/postern
+
+help: ## say what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+
+demo: ## build the gateway and its plugins and serve the visitor-approvals demo
+	@scripts/setup demo
+	cargo build
+	$(POSTERN) plugin build plugins/* --out target/components
+	$(POSTERN) serve --demo
+
+test: ## run every test, against a real Redis and with real clients
+	@scripts/setup test
+	cargo test --workspace --no-fail-fast
+
+bench: ## measure; uses the release profile
+	@scripts/setup demo
+	cargo bench --workspace
+
+lint: ## check format and lints
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+clean: ## remove everything that was built or installed here
+	cargo clean
+	rm -rf gateway/tests/clients/node_modules
