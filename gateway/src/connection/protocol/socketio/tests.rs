@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use super::*;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -200,16 +202,18 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 /// Payloads with any arguments and as many placeholders as attachments.
-fn any_payload() -> impl Strategy<Value = Payload> {
-    let attachments = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..8), 0..5);
-    (prop::collection::vec(value(), 0..5), attachments, any::<bool>()).prop_map(|(mut args, attachments, pretty)| {
-        for number in 0..attachments.len() {
-            let placeholder = serde_json::json!({ "_placeholder": true, "num": number });
-            args.insert(args.len() / 2, placeholder);
-        }
-        let args = if pretty { serde_json::to_string_pretty(&args) } else { serde_json::to_string(&args) }.unwrap();
-        Payload { args: args.into(), attachments: attachments.into_iter().map(Bytes::from).collect() }
-    })
+fn any_payload(arguments: Range<usize>, attachments: Range<usize>) -> impl Strategy<Value = Payload> {
+    let attachments = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..8), attachments);
+    (prop::collection::vec(value(), arguments), attachments, any::<bool>()).prop_map(
+        |(mut args, attachments, pretty)| {
+            for number in 0..attachments.len() {
+                let placeholder = serde_json::json!({ "_placeholder": true, "num": number });
+                args.insert(args.len() / 2, placeholder);
+            }
+            let args = if pretty { serde_json::to_string_pretty(&args) } else { serde_json::to_string(&args) }.unwrap();
+            Payload { args: args.into(), attachments: attachments.into_iter().map(Bytes::from).collect() }
+        },
+    )
 }
 
 fn any_namespace() -> impl Strategy<Value = String> {
@@ -231,17 +235,12 @@ fn read_back(packet: Packet) -> Input {
     read.unwrap()
 }
 
-/// Arguments as they are read back: the text between the brackets as it was.
-fn same_arguments(read: &str, written: &str) -> bool {
-    read == written || serde_json::from_str::<Value>(read).unwrap() == serde_json::from_str::<Value>(written).unwrap()
-}
-
 proptest! {
     #[test]
     fn any_event_reads_back_as_it_was_written(
         namespace in any_namespace(),
         name in any_name(),
-        payload in any_payload(),
+        payload in any_payload(0..5, 0..5),
         offset in prop::option::of("[0-9]{1,13}-[0-9]{1,9}"),
     ) {
         let read = read_back(event(&namespace, &name, &payload, offset.as_deref()));
@@ -250,24 +249,34 @@ proptest! {
         };
         prop_assert_eq!((&*read_namespace, &*read_name, ack), (&*namespace, &*name, None));
         prop_assert_eq!(&data.attachments, &payload.attachments);
-        let mut expected: Vec<Value> = serde_json::from_str(&payload.args).unwrap();
-        expected.extend(offset.map(Value::from));
-        prop_assert!(same_arguments(&data.args, &serde_json::to_string(&expected).unwrap()), "{}", data.args);
+        let inside = arguments::inside(&payload.args);
+        let expected = match offset {
+            Some(offset) if inside.is_empty() => format!("[\"{offset}\"]"),
+            Some(offset) => format!("[{inside},\"{offset}\"]"),
+            None => format!("[{inside}]"),
+        };
+        prop_assert_eq!(&*data.args, expected);
     }
 
     #[test]
-    fn any_ack_reads_back_as_it_was_written(namespace in any_namespace(), id in any::<u64>(), data in any_payload()) {
+    fn any_ack_reads_back_as_it_was_written(
+        namespace in any_namespace(),
+        id in any::<u64>(),
+        data in any_payload(0..5, 0..5),
+    ) {
         let read = read_back(ack(&namespace, id, &data));
         prop_assert_eq!(read, Input::Ack { namespace: namespace.into(), id, data });
     }
 
     #[test]
-    fn what_is_read_is_kept_verbatim(args in any_payload(), name in "[a-z:_]{1,12}", ack in any::<u64>()) {
-        prop_assume!(args.attachments.is_empty());
-        let inside = arguments::inside(&args.args);
-        prop_assume!(!inside.trim().is_empty());
+    fn the_arguments_of_an_event_are_kept_as_they_were_sent(
+        payload in any_payload(1..5, 0..1),
+        name in "[a-z]{1,3}:[a-z_]{1,12}",
+        ack in any::<u64>(),
+    ) {
+        let inside = arguments::inside(&payload.args);
         let read = decode_one(&format!("42{ack}[\"{name}\",{inside}]")).unwrap();
-        prop_assert_eq!(read, Some(event_of("/", &name, &args.args, Some(ack))));
+        prop_assert_eq!(read, Some(event_of("/", &name, &payload.args, Some(ack))));
     }
 
     #[test]
