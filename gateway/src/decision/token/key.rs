@@ -105,7 +105,7 @@ pub fn jwk_algorithm(text: &str) -> Result<Algorithm, KeyError> {
             EllipticCurve::Ed25519 => Algorithm::EdDSA,
             _ => return Err(KeyError::JwkUnsupported("of a curve other than Ed25519")),
         },
-        _ => return Err(KeyError::JwkUnsupported("of a kind (`kty`) other than RSA, EC, OKP and oct")),
+        _ => return Err(KeyError::JwkUnsupported("that is no RSA, EC, OKP or oct key (by `kty`) with all its fields")),
     };
     match jwk.common.key_algorithm {
         None => Ok(implied),

@@ -348,11 +348,11 @@ fn a_json_web_key_verifies_for_its_own_algorithm_only() {
 fn json_web_keys_for_something_else_are_told_apart() {
     for (text, expected) in [
         (json!({"kty": "EC", "crv": "P-521", "x": "AA", "y": "AA"}), "curve"),
-        (json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA"}), "kind"),
+        (json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA"}), "kty"),
         (json!({"kty": "RSA", "n": "AQAB", "e": "AQAB", "use": "enc"}), "`use`"),
         (json!({"kty": "RSA", "n": "AQAB", "e": "AQAB", "alg": "RSA-OAEP"}), "`alg`"),
         (json!({"kty": "RSA", "n": "AQAB", "e": "AQAB", "d": "AQAB"}), "private"),
-        (json!({"kty": "RSA"}), "missing"),
+        (json!({"kty": "RSA"}), "with all its fields"),
         (json!({"kid": "x"}), "`kty`"),
     ] {
         let error = jwk_algorithm(&text.to_string()).unwrap_err().to_string();
