@@ -63,7 +63,8 @@ pub struct Identity {
     pub subject: Arc<str>,
     /// All claims, one JSON object.
     pub claims: Arc<str>,
-    /// When the token ends, in seconds since the Unix epoch; `None`: it never does.
+    /// When the token ends, the tenant's leeway included, in seconds since the Unix epoch;
+    /// `None`: it never does.
     pub expires_at_s: Option<u64>,
 }
 

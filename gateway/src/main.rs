@@ -1,1 +1,71 @@
-fn main() {}
+//! Arguments → settings → what was asked for → exit code.
+
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Parser as _;
+use postern::cli::{Cli, Command, Failure, PluginBuildArgs, PluginCommand, check, token};
+use postern::config::{self, ProcessEnvironment};
+
+/// `EX_USAGE` of sysexits.h: wrong arguments or settings.
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version come this way too; a closed pipe is no reason to fail.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = match cli.command {
+        Command::Serve(args) => serve(&args.flags()),
+        Command::Check(args) => check(&args.flags()),
+        Command::Token(args) => token(&args),
+        Command::Plugin(PluginCommand::Build(args)) => plugin_build(&args),
+        Command::Version => {
+            println!("postern {}\npostern:plugin {}", env!("CARGO_PKG_VERSION"), postern::cli::CONTRACT_VERSION);
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            match failure {
+                Failure::Usage(_) => USAGE.into(),
+                Failure::Failed(_) => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn serve(flags: &config::Flags) -> Result<(), Failure> {
+    let config = config::load(flags, &ProcessEnvironment).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
+    postern::run(config).map_err(Failure::Failed)
+}
+
+fn check(flags: &config::Flags) -> Result<(), Failure> {
+    let summary = check::check(flags, &ProcessEnvironment).map_err(|mistakes| {
+        let count = mistakes.0.len();
+        Failure::Failed(format!("{mistakes}{count} {}", if count == 1 { "mistake" } else { "mistakes" }))
+    })?;
+    print!("{summary}");
+    Ok(())
+}
+
+fn token(args: &token::TokenArgs) -> Result<(), Failure> {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let issued = token::token(args, &ProcessEnvironment, now_s)?;
+    if let Some(refusal) = issued.refusal {
+        eprintln!("the gateway would refuse this token now: {refusal}");
+    }
+    println!("{}", issued.token);
+    Ok(())
+}
+
+/// The work is `postern::cli::plugin_build::build`.
+fn plugin_build(_args: &PluginBuildArgs) -> Result<(), Failure> {
+    Err(Failure::Failed("this build has no plugin builder".into()))
+}

@@ -111,7 +111,8 @@ pub struct Auth {
 /// One key that verifies tokens.
 #[derive(Debug, Clone)]
 pub struct VerifyingKey {
-    /// The `kid` that selects it; keys without one are tried for every token.
+    /// The `kid` that selects it. A token whose `kid` names no key, or that has none, is tried
+    /// against all keys for its algorithm.
     pub id: Option<String>,
     /// The only algorithm it is used with: never the token's choice.
     pub algorithm: Algorithm,

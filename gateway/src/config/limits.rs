@@ -1,0 +1,79 @@
+//! The `[limits]` and `[call_limits]` of a tenant.
+
+use super::source::{Report, Section};
+use crate::event::EVENT_NAME_BYTES_MAX;
+use crate::tenant::{CallLimits, Limits};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+
+/// What clients may use up; what is not written has its default.
+pub(super) fn limits(section: Option<Section<'_>>, report: &mut Report) -> Limits {
+    let mut limits = Limits::default();
+    let Some(mut given) = section else { return limits };
+    if let Some(rate) = given.get("messages_per_minute").and_then(|rate| rate.rate(report)) {
+        limits.messages_per_minute = rate;
+    }
+    if let Some(rates) = given.section("user_events_per_minute", report) {
+        user_rates(&rates, &mut limits, report);
+    }
+    given.integer("connections_per_user", 1..=10_000_000, &mut limits.connections_per_user, report);
+    given.integer("connections", 1..=10_000_000, &mut limits.connections, report);
+    given.integer("message_bytes", KIB..=64 * MIB, &mut limits.message_bytes, report);
+    given.integer("rooms_per_connection", 1..=65_536, &mut limits.rooms_per_connection, report);
+    given.integer("outbox_bytes", 64 * KIB..=1_024 * MIB, &mut limits.outbox_bytes, report);
+    given.integer("outbox_messages", 16..=1_048_576, &mut limits.outbox_messages, report);
+    if limits.outbox_bytes < limits.message_bytes {
+        let (outbox, message) = (limits.outbox_bytes, limits.message_bytes);
+        let problem =
+            format!("outbox_bytes ({outbox}) must be at least message_bytes ({message}), or no such message arrives");
+        report.mistake(given.at.clone(), problem);
+    }
+    given.finish(report);
+    limits
+}
+
+/// Written rates are added to the default ones; "unlimited" takes one away.
+fn user_rates(rates: &Section<'_>, limits: &mut Limits, report: &mut Report) {
+    for (event, given) in rates.iter() {
+        if event.is_empty() || event.len() > EVENT_NAME_BYTES_MAX {
+            report.mistake(given.at, format!("an event's name has 1 to {EVENT_NAME_BYTES_MAX} bytes"));
+            continue;
+        }
+        match given.rate(report) {
+            Some(Some(rate)) => {
+                limits.user_events_per_minute.insert(event.into(), rate);
+            }
+            Some(None) => {
+                limits.user_events_per_minute.remove(event);
+            }
+            None => {}
+        }
+    }
+}
+
+/// What a call may use up; what is not written has its default.
+pub(super) fn call_limits(section: Option<Section<'_>>, report: &mut Report) -> CallLimits {
+    let mut limits = CallLimits::default();
+    let Some(mut given) = section else { return limits };
+    given.integer("cpu_ms", 1..=10_000, &mut limits.cpu_ms, report);
+    given.integer("wall_ms", 1..=60_000, &mut limits.wall_ms, report);
+    given.integer("memory_bytes", 64 * KIB..=1_024 * MIB, &mut limits.memory_bytes, report);
+    given.integer("host_calls", 1..=1_000_000, &mut limits.host_calls, report);
+    given.integer("output_bytes", KIB..=64 * MIB, &mut limits.output_bytes, report);
+    given.integer("state_keys", 1..=4_096, &mut limits.state_keys, report);
+    given.integer("state_value_bytes", 1..=MIB, &mut limits.state_value_bytes, report);
+    given.integer("publications", 0..=4_096, &mut limits.publications, report);
+    given.integer("timers", 0..=1_024, &mut limits.timers, report);
+    given.integer("memberships", 0..=4_096, &mut limits.memberships, report);
+    given.integer("log_lines", 0..=1_024, &mut limits.log_lines, report);
+    given.integer("concurrent_calls", 1..=4_096, &mut limits.concurrent_calls, report);
+    given.integer("waiting_calls", 0..=1_048_576, &mut limits.waiting_calls, report);
+    given.integer("attempts", 1..=64, &mut limits.attempts, report);
+    if limits.wall_ms < limits.cpu_ms {
+        let problem = format!("wall_ms ({}) must be at least cpu_ms ({})", limits.wall_ms, limits.cpu_ms);
+        report.mistake(given.at.clone(), problem);
+    }
+    given.finish(report);
+    limits
+}

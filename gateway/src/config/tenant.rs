@@ -1,0 +1,234 @@
+//! Tenant files: one `NAME.toml` a tenant.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use super::auth::{auth, secret_of_environment, strength};
+use super::limits::{call_limits, limits};
+use super::source::{Document, Given, Place, Report, Section, read_text};
+use super::{Environment, origins};
+use crate::event::EVENT_NAME_BYTES_MAX;
+use crate::tenant::{Pattern, PluginSettings, Role, Secret, Tenant, TenantId, is_name};
+
+/// The longest name of a plugin, in bytes.
+const PLUGIN_NAME_BYTES_MAX: usize = 64;
+
+/// The most that a room's history can be on joining, in events.
+const HISTORY_ON_JOIN_MAX: u64 = 1_000;
+
+/// A back end's token shorter than this can be guessed, in bytes.
+const BACKEND_TOKEN_BYTES_MIN: usize = 32;
+
+/// What a tenant file is read with.
+pub(super) struct Context<'a> {
+    pub(super) path: &'a Path,
+    /// The tenant's name, which the file's name says.
+    pub(super) name: &'a str,
+    pub(super) env: &'a dyn Environment,
+    pub(super) demo: bool,
+    /// What component paths are relative to; `None`: the tenant file's directory.
+    pub(super) plugins_dir: Option<&'a Path>,
+    /// Is a component that is not there a mistake?
+    pub(super) with_components: bool,
+}
+
+impl Context<'_> {
+    /// A path that the tenant file names, relative to the file.
+    pub(super) fn beside(&self, path: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    pub(super) fn place(&self, key: &str) -> Place {
+        Place { source: self.path.display().to_string().into(), line: None, key: key.into() }
+    }
+}
+
+/// The tenant files of a directory, by name.
+pub(super) fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads one tenant file; `None` only when mistakes were reported.
+pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenant> {
+    let mistakes_before = report.mistakes.len();
+    let text = read_text(context.path, report)?;
+    let document = Document::parse(&context.path.display().to_string(), &text, report)?;
+    let mut given = document.root();
+    let id = name(&mut given, context, report);
+    let auth = auth(given.section("auth", report), context, report);
+    let limits = limits(given.section("limits", report), report);
+    let call_limits = call_limits(given.section("call_limits", report), report);
+    let plugins = plugins(given.sections("plugins", report), context, report);
+    let relay = patterns(given.get("relay"), report).unwrap_or_default();
+    let origins = origins(given.get("origins"), report);
+    let mut history_on_join = 0;
+    given.integer("history_on_join", 0..=HISTORY_ON_JOIN_MAX, &mut history_on_join, report);
+    let backend_token = backend_token(&mut given, context, report);
+    given.finish(report);
+    if report.mistakes.len() > mistakes_before {
+        return None;
+    }
+    Some(Tenant { id: id?, auth, limits, call_limits, plugins, relay, origins, history_on_join, backend_token })
+}
+
+fn name(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<TenantId> {
+    let Some(name) = given.get("name") else {
+        report.mistake(
+            context.place("name"),
+            format!("is missing; it must be {:?}, as the file's name says", context.name),
+        );
+        return None;
+    };
+    match TenantId::parse(&name.string(report)?) {
+        Ok(id) if id.as_str() == context.name => Some(id),
+        Ok(_) => {
+            name.wrong(format_args!("must be {:?}, as the file's name says", context.name), report);
+            None
+        }
+        Err(error) => {
+            report.mistake(name.at, error.to_string());
+            None
+        }
+    }
+}
+
+fn backend_token(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<Secret> {
+    let written = given.get("backend_token").map(Given::secret);
+    let variable = given.get("backend_token_env");
+    let (at, secret) = match (written, variable) {
+        (None, None) => return None,
+        (Some(written), None) => (written.at.clone(), written.string(report).map(|text| Secret(text.into_bytes()))),
+        (None, Some(variable)) => {
+            let name = variable.string(report)?;
+            (variable.at.clone(), secret_of_environment(&variable, &name, context, report))
+        }
+        (Some(written), Some(_)) => {
+            report.mistake(written.at, "give either `backend_token` or `backend_token_env`");
+            return None;
+        }
+    };
+    let secret = secret?;
+    strength(&secret.0, BACKEND_TOKEN_BYTES_MIN, &at, context, report);
+    Some(secret)
+}
+
+fn plugins(sections: Vec<Section<'_>>, context: &Context<'_>, report: &mut Report) -> Vec<PluginSettings> {
+    let mut plugins: Vec<PluginSettings> = Vec::new();
+    let (mut names, mut roles) = (HashSet::new(), HashSet::new());
+    let mut all_read = true;
+    for section in sections {
+        let at = section.at.clone();
+        let Some(plugin) = plugin(section, context, report) else {
+            all_read = false;
+            continue;
+        };
+        if !names.insert(plugin.name.clone()) {
+            report.mistake(at.clone(), format!("the name {:?} is given twice", plugin.name));
+        }
+        if plugin.role != Role::Handler && !roles.insert(plugin.role) {
+            report.mistake(at, format!("a second {}; a tenant has at most one", role_name(plugin.role)));
+        }
+        plugins.push(plugin);
+    }
+    if all_read && !roles.contains(&Role::Authorizer) {
+        let name = context.name;
+        report.warn(
+            &context.place("plugins"),
+            format_args!("the tenant {name} has no authorizer, so nobody may connect"),
+        );
+    }
+    plugins
+}
+
+/// A role as the settings write it.
+pub fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Authorizer => "authorizer",
+        Role::Router => "router",
+        Role::Handler => "handler",
+    }
+}
+
+/// One `[[plugins]]`.
+fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<PluginSettings> {
+    let mut required = |key: &'static str, report: &mut Report| {
+        let value = given.get(key);
+        if value.is_none() {
+            report.mistake(given.at.clone(), format!("`{key}` is missing"));
+        }
+        value
+    };
+    let name = required("name", report).and_then(|name| plugin_name(&name, report));
+    let role = required("role", report).and_then(|role| plugin_role(&role, report));
+    let component = required("component", report).and_then(|path| component(&path, context, report));
+    let events = given.get("events");
+    if let (Some(events), Some(Role::Authorizer | Role::Router)) = (&events, role) {
+        report.mistake(events.at.clone(), "only a handler has events");
+    }
+    let events_given = events.is_some();
+    let events = patterns(events, report);
+    let settings = given.section("settings", report).map(|settings| texts(&settings, report)).unwrap_or_default();
+    given.finish(report);
+    (events.is_some() || !events_given).then_some(())?;
+    Some(PluginSettings { name: name?.into(), role: role?, component: component?, events, settings })
+}
+
+fn plugin_name(given: &Given<'_>, report: &mut Report) -> Option<String> {
+    let name = given.string(report)?;
+    if is_name(&name, PLUGIN_NAME_BYTES_MAX) {
+        return Some(name);
+    }
+    given.wrong(format_args!("must be 1 to {PLUGIN_NAME_BYTES_MAX} of `a-z`, `0-9` and `-`"), report);
+    None
+}
+
+fn plugin_role(given: &Given<'_>, report: &mut Report) -> Option<Role> {
+    match given.string(report)?.as_str() {
+        "authorizer" => Some(Role::Authorizer),
+        "router" => Some(Role::Router),
+        "handler" => Some(Role::Handler),
+        _ => {
+            given.wrong("must be \"authorizer\", \"router\" or \"handler\"", report);
+            None
+        }
+    }
+}
+
+fn component(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> Option<PathBuf> {
+    let base = context.plugins_dir.or(context.path.parent());
+    let path = given.path(base, report)?;
+    if context.with_components && !path.is_file() {
+        report.mistake(given.at.clone(), format!("there is no component at {}; is it built?", path.display()));
+    }
+    Some(path)
+}
+
+/// Patterns of event names; `None` when nothing, or something wrong, is written.
+fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern>> {
+    let mistakes_before = report.mistakes.len();
+    let mut patterns = Vec::new();
+    for item in given?.items(report) {
+        let Some(pattern) = item.string(report) else { continue };
+        let beginning = pattern.strip_suffix('*').unwrap_or(&pattern);
+        let fits = (1..=EVENT_NAME_BYTES_MAX).contains(&pattern.len());
+        if !fits || beginning.contains('*') || beginning.chars().any(char::is_control) {
+            let must = "must be an event's name or its beginning and `*`, of 1 to";
+            item.wrong(format_args!("{must} {EVENT_NAME_BYTES_MAX} bytes"), report);
+            continue;
+        }
+        patterns.push(Pattern(pattern));
+    }
+    (report.mistakes.len() == mistakes_before).then_some(patterns)
+}
+
+fn texts(given: &Section<'_>, report: &mut Report) -> BTreeMap<String, String> {
+    given.iter().filter_map(|(name, value)| Some((name.to_owned(), value.scalar(report)?))).collect()
+}
