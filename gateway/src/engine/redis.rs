@@ -31,6 +31,7 @@ use self::link::{Commands, Dialer};
 use self::subscriptions::Subscriptions;
 use super::{
     COMMIT_ID_KEPT_MS, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, KeyPage, Member, Outcome, Range,
+    TIMER_LEASE_MS,
 };
 use crate::client::ConnectionId;
 use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Version, Versioned};
@@ -46,19 +47,22 @@ const SESSION_NAME_BYTES_MAX: usize = 256;
 /// Keys of one page, at most.
 const KEY_PAGE_MAX: usize = 1_000;
 
-/// How much of each tenant's log is kept.
+/// What may be set.
 #[derive(Debug, Clone)]
-pub struct LogLimits {
-    /// Entries, about; at least 1.
-    pub entries: usize,
-    /// Older entries go with the commits that follow them; cut in steps of a fifteenth.
-    pub age: Duration,
+pub struct Options {
+    /// Entries that each tenant's log keeps, about; at least 1. A hundred more may stay.
+    pub log_entries_max: usize,
+    /// Older entries go with the commits that follow them; looked at every fifteenth of it.
+    pub log_age_max: Duration,
+    /// How long a claimed timer stays with whoever claimed it, in milliseconds.
+    pub timer_lease_ms: Millis,
 }
 
-impl Default for LogLimits {
-    /// Two minutes and a half, which is what recovery needs, and 20,000 entries.
+impl Default for Options {
+    /// 20,000 entries of two minutes and a half, which is what recovery needs, and
+    /// [`TIMER_LEASE_MS`].
     fn default() -> Self {
-        LogLimits { entries: 20_000, age: Duration::from_secs(150) }
+        Options { log_entries_max: 20_000, log_age_max: Duration::from_secs(150), timer_lease_ms: TIMER_LEASE_MS }
     }
 }
 
@@ -66,7 +70,7 @@ impl Default for LogLimits {
 pub struct RedisEngine {
     commands: Commands,
     subscriptions: Subscriptions,
-    limits: LogLimits,
+    options: Options,
     tasks: TaskTracker,
     stop: CancellationToken,
     _stop_when_dropped: DropGuard,
@@ -74,7 +78,7 @@ pub struct RedisEngine {
 
 impl fmt::Debug for RedisEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RedisEngine").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("RedisEngine").field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -84,7 +88,7 @@ impl fmt::Debug for RedisEngine {
 /// # Errors
 /// [`EngineError::Unavailable`] when the URL is not usable, or when there is no such server after
 /// five seconds; the text says why.
-pub async fn connect(url: &str, limits: LogLimits) -> Result<Arc<RedisEngine>, EngineError> {
+pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, EngineError> {
     let dialer = Dialer::new(url)?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -93,7 +97,7 @@ pub async fn connect(url: &str, limits: LogLimits) -> Result<Arc<RedisEngine>, E
     let (subscriptions, supervisor) = Subscriptions::supervised(dialer, stop.clone());
     tasks.spawn(supervisor);
     let _stop_when_dropped = stop.clone().drop_guard();
-    let engine = RedisEngine { commands, subscriptions, limits, tasks, stop, _stop_when_dropped };
+    let engine = RedisEngine { commands, subscriptions, options, tasks, stop, _stop_when_dropped };
     engine.commands.link_within(FIRST_CONNECTION_MAX).await?;
     Ok(Arc::new(engine))
 }
@@ -149,27 +153,35 @@ impl Engine for RedisEngine {
 
     async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Result<Outcome, EngineError> {
         let keys = TenantKeys::of(tenant);
+        let (partition, channel) = (keys.partition().prefix(), keys.channel());
         let effects = frame::encode_effects(&commit.effects)?;
         let changes = frame::encode_changes(tenant, &commit)?;
-        let age_ms = self.limits.age.as_millis().max(1);
-        let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.limits.entries.max(1).to_string());
+        let age_ms = self.options.log_age_max.as_millis().max(1);
+        let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.options.log_entries_max.max(1).to_string());
         let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
+        let seen = self.commands.epoch_seen().to_string();
         let link = self.commands.link().await?;
-        let arguments: [&[u8]; 10] = [
+        let mut arguments: Vec<&[u8]> = vec![
             keys.base().as_bytes(),
-            &keys.partition().prefix().into_bytes(),
-            &keys.channel().into_bytes(),
+            partition.as_bytes(),
+            channel.as_bytes(),
             link.generation.as_bytes(),
             &effects,
-            &changes,
+            &changes.packed,
             id_kept.as_bytes(),
             entries.as_bytes(),
             age.as_bytes(),
             step.as_bytes(),
+            seen.as_bytes(),
         ];
+        arguments.extend(changes.values.iter().map(|value| &**value));
         let names = [&*keys.log(), &*keys.meta(), &*keys.commit_id(&commit.id)];
         let answer = script::COMMIT.run(&mut link.connection(), &names, &arguments).await;
-        outcome(answer.map_err(|e| link.write_error(&e))?)
+        let outcome = outcome(answer.map_err(|e| link.write_error(&e))?)?;
+        if let Outcome::Committed(position) = &outcome {
+            self.commands.saw(*position);
+        }
+        Ok(outcome)
     }
 
     async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Result<(), EngineError> {
@@ -250,7 +262,7 @@ impl Engine for RedisEngine {
     }
 
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
-        timers::claim(&self.commands, limit).await
+        timers::claim(&self.commands, self.options.timer_lease_ms, limit).await
     }
 
     async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {

@@ -44,8 +44,12 @@ impl Log {
     pub(super) async fn top(&self) -> Result<Position, EngineError> {
         let link = self.commands.link().await?;
         let keys = [&*self.keys.log(), &*self.keys.meta()];
-        let answer = script::TOP.run(&mut link.connection(), &keys, &[link.generation.as_bytes()]).await;
-        position(&answer.map_err(|e| link.read_error(&e))?)
+        let seen = self.commands.epoch_seen().to_string();
+        let arguments = [link.generation.as_bytes(), seen.as_bytes()];
+        let answer = script::TOP.run(&mut link.connection(), &keys, &arguments).await;
+        let top = position(&answer.map_err(|e| link.read_error(&e))?)?;
+        self.commands.saw(top);
+        Ok(top)
     }
 
     /// The entries after a position, at most `limit`. A position can be resumed from exactly when its own entry
@@ -220,6 +224,7 @@ impl Pump {
     async fn give(&mut self, entry: Arc<Entry>) -> Result<(), Closed> {
         let position = entry.position;
         self.feed.send(Feed::Entry(entry)).await.map_err(|_| Closed)?;
+        self.log.commands.saw(position);
         self.at = position;
         Ok(())
     }

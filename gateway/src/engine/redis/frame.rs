@@ -86,57 +86,63 @@ fn encode(value: &impl Serialize) -> Result<Vec<u8>, EngineError> {
     rmp_serde::to_vec_named(value).map_err(|e| EngineError::Corrupt(e.to_string()))
 }
 
-/// Everything of a commit but its effects, packed as the script reads it: arrays in arrays.
+/// What a commit changes but for its effects, as the script takes it.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// The structure; empty when there is none.
+    pub(super) packed: Vec<u8>,
+    /// Bytes that the structure names by their number, from 1: Redis's unpacker knows text only.
+    pub(super) values: Vec<Bytes>,
+}
+
+/// The structure: arrays in arrays.
 #[derive(Serialize)]
-struct Changes<'a>(
+struct Packed<'a>(
     Vec<(&'a str, &'a str)>,
-    Vec<(&'static str, &'a str, serde_bytes::ByteBuf, i64)>,
+    Vec<(&'static str, &'a str, usize, i64)>,
     Vec<(String, i64, &'a str)>,
     Vec<Vec<String>>,
-    Option<(&'a str, serde_bytes::ByteBuf, i64)>,
+    Option<(&'a str, usize, i64)>,
     Option<(String, &'a str)>,
 );
 
-/// Packs a commit's changes; empty when it only publishes.
-pub(super) fn encode_changes(tenant: &TenantId, commit: &Commit) -> Result<Vec<u8>, EngineError> {
+/// Packs a commit's changes.
+pub(super) fn encode_changes(tenant: &TenantId, commit: &Commit) -> Result<Changes, EngineError> {
     let presence: Vec<_> = commit.effects.iter().filter_map(presence_change).collect();
     let Commit { reads, writes, timers, session, fired, .. } = commit;
-    if reads.is_empty()
-        && writes.is_empty()
-        && timers.is_empty()
-        && presence.is_empty()
-        && session.is_none()
-        && fired.is_none()
-    {
-        return Ok(Vec::new());
+    let state = !reads.is_empty() || !writes.is_empty() || !timers.is_empty() || fired.is_some();
+    if !state && presence.is_empty() && session.is_none() {
+        return Ok(Changes::default());
     }
+    let mut values = Vec::new();
+    let mut number = |value: Bytes| {
+        values.push(value);
+        values.len()
+    };
+    let writes = writes.iter().map(|(key, write)| match write {
+        Write::Put { value, ttl_ms } => ("put", key.as_str(), number(value.clone()), ttl_ms.map_or(-1, ahead)),
+        Write::Delete => ("delete", key.as_str(), 0, -1),
+        Write::Add(delta) => ("add", key.as_str(), number(delta.to_string().into()), -1),
+    });
+    let writes = writes.collect();
     let session = match session {
-        Some(record) => Some((&*record.session, encode(record)?.into(), ahead(record.ttl_ms))),
+        Some(record) => Some((&*record.session, number(encode(record)?.into()), ahead(record.ttl_ms))),
         None => None,
     };
-    let changes = Changes(
+    let timers = timers.iter().map(|(key, change)| match change {
+        TimerChange::Set { after_ms, data } => (keys::timer_member(tenant, key), ahead(*after_ms), &**data),
+        TimerChange::Cancel => (keys::timer_member(tenant, key), -1, ""),
+    });
+    let packed = Packed(
         reads.iter().map(|(key, version)| (key.as_str(), version.as_ref().map_or("", |v| &*v.0))).collect(),
-        writes.iter().map(|(key, write)| write_change(key.as_str(), write)).collect(),
-        timers
-            .iter()
-            .map(|(key, change)| match change {
-                TimerChange::Set { after_ms, data } => (keys::timer_member(tenant, key), ahead(*after_ms), &**data),
-                TimerChange::Cancel => (keys::timer_member(tenant, key), -1, ""),
-            })
-            .collect(),
+        writes,
+        timers.collect(),
         presence,
         session,
         fired.as_ref().map(|fired| (keys::timer_member(tenant, &fired.key), &*fired.token)),
     );
-    rmp_serde::to_vec(&changes).map_err(|e| EngineError::Corrupt(e.to_string()))
-}
-
-fn write_change<'a>(key: &'a str, write: &Write) -> (&'static str, &'a str, serde_bytes::ByteBuf, i64) {
-    match write {
-        Write::Put { value, ttl_ms } => ("put", key, value.to_vec().into(), ttl_ms.map_or(-1, ahead)),
-        Write::Delete => ("delete", key, serde_bytes::ByteBuf::new(), -1),
-        Write::Add(delta) => ("add", key, delta.to_string().into_bytes().into(), -1),
-    }
+    let packed = rmp_serde::to_vec(&packed).map_err(|e| EngineError::Corrupt(e.to_string()))?;
+    Ok(Changes { packed, values })
 }
 
 /// Milliseconds from now, as Redis takes them.

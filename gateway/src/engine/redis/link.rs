@@ -6,6 +6,7 @@
 //! when it is broken.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 
 use super::backoff::Backoff;
 use super::script;
+use crate::commit::Position;
 use crate::engine::EngineError;
 
 /// How long a TCP connection may take.
@@ -157,6 +159,7 @@ impl Link {
 pub(super) struct Commands {
     current: watch::Receiver<Option<Link>>,
     last_error: Arc<Mutex<String>>,
+    epoch_seen: Arc<AtomicU64>,
 }
 
 impl Commands {
@@ -177,6 +180,17 @@ impl Commands {
         }
     }
 
+    /// The largest epoch that this node has seen, of any tenant: what begins anew is larger, even on a server
+    /// that has forgotten everything and whose clock is behind.
+    pub(super) fn epoch_seen(&self) -> u64 {
+        self.epoch_seen.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of a position.
+    pub(super) fn saw(&self, position: Position) {
+        self.epoch_seen.fetch_max(position.epoch, Ordering::Relaxed);
+    }
+
     fn unavailable(&self) -> EngineError {
         EngineError::Unavailable(format!("no connection to Redis: {}", self.last_error.lock()))
     }
@@ -185,7 +199,7 @@ impl Commands {
     pub(super) fn supervised(dialer: Dialer, stop: CancellationToken) -> (Commands, impl Future<Output = ()> + Send) {
         let (offer, current) = watch::channel(None);
         let last_error = Arc::new(Mutex::new("not connected yet".to_owned()));
-        let commands = Commands { current, last_error: last_error.clone() };
+        let commands = Commands { current, last_error: last_error.clone(), epoch_seen: Arc::default() };
         let supervisor = async move {
             stop.run_until_cancelled(supervise(&dialer, &offer, &last_error)).await;
             offer.send_replace(None);

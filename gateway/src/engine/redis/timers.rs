@@ -8,13 +8,13 @@ use super::keys::{self, PARTITIONS, PartitionKeys};
 use super::link::{Commands, Link};
 use super::script;
 use crate::commit::Millis;
-use crate::engine::{DueTimer, EngineError, TIMER_LEASE_MS};
+use crate::engine::{DueTimer, EngineError};
 
 /// Timers claimed at a time, at most.
 const CLAIM_MAX: usize = 1_000;
 
-/// Leases due timers, earliest first, at most `limit`.
-pub(super) async fn claim(commands: &Commands, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
+/// Leases due timers for `lease_ms`, earliest first, at most `limit`.
+pub(super) async fn claim(commands: &Commands, lease_ms: Millis, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
     let limit = limit.min(CLAIM_MAX);
     let link = commands.link().await?;
     let due = due_partitions(&link).await?;
@@ -22,7 +22,7 @@ pub(super) async fn claim(commands: &Commands, limit: usize) -> Result<Vec<DueTi
         return Ok(Vec::new());
     }
     let shares = shares(&link, &due, limit).await?;
-    let claims = shares.iter().map(|(partition, share)| claim_in(&link, *partition, *share));
+    let claims = shares.iter().map(|(partition, share)| claim_in(&link, *partition, lease_ms, *share));
     let mut claimed = Vec::new();
     let mut failed = None;
     for answer in join_all(claims).await {
@@ -102,9 +102,14 @@ fn scored(value: Value) -> Result<Vec<(String, f64)>, EngineError> {
     Vec::<(String, f64)>::from_redis_value(value).map_err(|e| EngineError::Corrupt(e.to_string()))
 }
 
-async fn claim_in(link: &Link, partition: PartitionKeys, share: usize) -> Result<Vec<DueTimer>, EngineError> {
+async fn claim_in(
+    link: &Link,
+    partition: PartitionKeys,
+    lease_ms: Millis,
+    share: usize,
+) -> Result<Vec<DueTimer>, EngineError> {
     let keys = [&*partition.timers_due(), &*partition.timers_held()];
-    let (share, lease) = (share.to_string(), TIMER_LEASE_MS.to_string());
+    let (share, lease) = (share.to_string(), lease_ms.to_string());
     let arguments = [share.as_bytes(), lease.as_bytes()];
     let answer = script::CLAIM_TIMERS.run(&mut link.connection(), &keys, &arguments).await;
     let Value::Array(timers) = answer.map_err(|e| link.write_error(&e))? else {
@@ -128,8 +133,8 @@ pub(super) async fn release(commands: &Commands, timer: &DueTimer, after_ms: Mil
     let partition = PartitionKeys::of(keys::partition_of(&timer.tenant));
     let keys = [&*partition.timers_due(), &*partition.timers_held()];
     let member = keys::timer_member(&timer.tenant, &timer.key);
-    let after = super::frame::ahead(after_ms).to_string();
-    let arguments = [member.as_bytes(), timer.token.as_bytes(), after.as_bytes()];
+    let (attempt, after) = (timer.attempt.to_string(), super::frame::ahead(after_ms).to_string());
+    let arguments = [member.as_bytes(), timer.token.as_bytes(), attempt.as_bytes(), after.as_bytes()];
     let answer = script::RELEASE_TIMER.run(&mut link.connection(), &keys, &arguments).await;
     match answer.map_err(|e| link.write_error(&e))? {
         Value::Int(_) => Ok(()),

@@ -1,6 +1,7 @@
 -- Leases the timers of a partition that are due, earliest first.
 -- KEYS due times, held timers   ARGV 1 how many, 2 lease (ms)
--- Answers {member, token, attempt, due, data} each.
+-- Answers {member, token, attempt, due, data} each. The token is the one of the setting, not of the claim: a
+-- claimer that was slow may still settle the timer, as long as nobody else has.
 local now = clock()
 local claimed = {}
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', whole(now), 'LIMIT', 0, ARGV[1])) do
@@ -13,7 +14,7 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', whole(now),
     attempt = whole(attempt + 1)
     redis.call('ZADD', KEYS[1], whole(now + ARGV[2]), member)
     redis.call('HSET', KEYS[2], member, set .. '\n' .. attempt .. '\n' .. due .. '\n' .. data)
-    claimed[#claimed + 1] = {member, set .. ':' .. attempt, attempt, due, data}
+    claimed[#claimed + 1] = {member, set, attempt, due, data}
   end
 end
 return claimed

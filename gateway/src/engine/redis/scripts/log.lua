@@ -18,9 +18,10 @@ local function top_of(log)
   return last and last[1]
 end
 
--- A new epoch is larger than any that this log has had, whatever the clock says.
-local function begin_epoch(log, meta, generation, now)
-  local epoch = now
+-- A new epoch is larger than any that this log has had and than any that the calling node has seen: the
+-- clock may have gone back, and the server may have forgotten everything.
+local function begin_epoch(log, meta, generation, seen, now)
+  local epoch = math.max(now, seen + 1)
   local old = redis.call('HGET', meta, 'e')
   if old then epoch = math.max(epoch, old + 1) end
   local top = top_of(log)
