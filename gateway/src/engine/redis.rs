@@ -1,1 +1,377 @@
-//! The Redis engine.
+//! The Redis engine: one script a commit, one stream and one shard channel a tenant.
+//!
+//! Redis's single thread is what makes a commit atomic and the log one order for all nodes; its
+//! `master_replid` says when the data may be from another history, so that a new epoch begins. All
+//! connections are supervised here (`link`, `subscriptions`); a message on the channel that does not follow the
+//! one before is answered by reading the log (`follow`).
+
+mod backoff;
+mod follow;
+mod frame;
+mod keys;
+mod link;
+mod script;
+mod subscriptions;
+mod timers;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::Value;
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use self::follow::{Log, Pump, unexpected};
+use self::keys::TenantKeys;
+use self::link::{Commands, Dialer};
+use self::subscriptions::Subscriptions;
+use super::{
+    COMMIT_ID_KEPT_MS, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, KeyPage, Member, Outcome, Range,
+    TIMER_LEASE_MS,
+};
+use crate::client::ConnectionId;
+use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Version, Versioned};
+use crate::room::Room;
+use crate::tenant::TenantId;
+
+/// How long the first connection may take before the engine is said not to be there.
+const FIRST_CONNECTION_MAX: Duration = Duration::from_secs(5);
+
+/// A session's name has at most so many bytes; there are no records under longer ones.
+const SESSION_NAME_BYTES_MAX: usize = 256;
+
+/// Keys of one page, at most.
+const KEY_PAGE_MAX: usize = 1_000;
+
+/// What may be set.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Entries that each tenant's log keeps, about; at least 1. A hundred more may stay.
+    pub log_entries_max: usize,
+    /// Older entries go with the commits that follow them; looked at every fifteenth of it.
+    pub log_age_max: Duration,
+    /// How long a claimed timer stays with whoever claimed it, in milliseconds.
+    pub timer_lease_ms: Millis,
+}
+
+impl Default for Options {
+    /// 20,000 entries of two minutes and a half, which is what recovery needs, and
+    /// [`TIMER_LEASE_MS`].
+    fn default() -> Self {
+        Options { log_entries_max: 20_000, log_age_max: Duration::from_secs(150), timer_lease_ms: TIMER_LEASE_MS }
+    }
+}
+
+/// The engine on a Redis server. Its tasks end when it is dropped.
+pub struct RedisEngine {
+    commands: Commands,
+    subscriptions: Subscriptions,
+    options: Options,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    _stop_when_dropped: DropGuard,
+}
+
+impl fmt::Debug for RedisEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisEngine").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+/// Connects to `redis://[user:password@]host[:port][/db]`, Redis or Valkey 7 or newer, and comes back when commands can
+/// be sent. From then on the engine reconnects by itself, without end.
+///
+/// # Errors
+/// [`EngineError::Unavailable`] when the URL is not usable, or when there is no such server after
+/// five seconds; the text says why.
+pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, EngineError> {
+    let dialer = Dialer::new(url)?;
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let (commands, supervisor) = Commands::supervised(dialer.clone(), stop.clone());
+    tasks.spawn(supervisor);
+    let (subscriptions, supervisor) = Subscriptions::supervised(dialer, stop.clone());
+    tasks.spawn(supervisor);
+    let _stop_when_dropped = stop.clone().drop_guard();
+    let engine = RedisEngine { commands, subscriptions, options, tasks, stop, _stop_when_dropped };
+    engine.commands.link_within(FIRST_CONNECTION_MAX).await?;
+    Ok(Arc::new(engine))
+}
+
+impl RedisEngine {
+    /// Ends all feeds and connections and waits until that is done. Calls after it answer
+    /// [`EngineError::Unavailable`].
+    pub async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn log(&self, tenant: &TenantId) -> Log {
+        Log { commands: self.commands.clone(), keys: TenantKeys::of(tenant) }
+    }
+
+    /// One command that changes nothing.
+    async fn ask<T: ::redis::FromRedisValue>(&self, command: &::redis::Cmd) -> Result<T, EngineError> {
+        let link = self.commands.link().await?;
+        command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))
+    }
+
+    /// One stretch of the index of keys: how many it had, its last key, those that live.
+    async fn stretch(
+        &self,
+        keys: &TenantKeys,
+        from: &str,
+        to: &[u8],
+        count: usize,
+    ) -> Result<(usize, String, Vec<StateKey>), EngineError> {
+        let link = self.commands.link().await?;
+        let count = count.to_string();
+        let arguments = [keys.base().as_bytes(), from.as_bytes(), to, count.as_bytes()];
+        let answer = script::LIST_KEYS.run(&mut link.connection(), &[&keys.index()], &arguments).await;
+        let Value::Array(parts) = answer.map_err(|e| link.read_error(&e))? else {
+            return Err(EngineError::Corrupt("keys were not answered with a list".into()));
+        };
+        let mut parts = parts.into_iter();
+        let (Some(Value::Int(had)), Some(last)) = (parts.next(), parts.next()) else {
+            return Err(EngineError::Corrupt("keys were answered without their number".into()));
+        };
+        let live = parts.map(|key| Ok(StateKey::stored(&text(key)?))).collect::<Result<_, EngineError>>()?;
+        Ok((usize::try_from(had).unwrap_or(0), text(last)?, live))
+    }
+}
+
+#[async_trait]
+impl Engine for RedisEngine {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Result<Outcome, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        let (partition, channel) = (keys.partition().prefix(), keys.channel());
+        let effects = frame::encode_effects(&commit.effects)?;
+        let changes = frame::encode_changes(tenant, &commit)?;
+        let age_ms = self.options.log_age_max.as_millis().max(1);
+        let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.options.log_entries_max.max(1).to_string());
+        let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
+        let seen = self.commands.epoch_seen().to_string();
+        let link = self.commands.link().await?;
+        let mut arguments: Vec<&[u8]> = vec![
+            keys.base().as_bytes(),
+            partition.as_bytes(),
+            channel.as_bytes(),
+            link.generation.as_bytes(),
+            &effects,
+            &changes.packed,
+            id_kept.as_bytes(),
+            entries.as_bytes(),
+            age.as_bytes(),
+            step.as_bytes(),
+            seen.as_bytes(),
+        ];
+        arguments.extend(changes.values.iter().map(|value| &**value));
+        let names = [&*keys.log(), &*keys.meta(), &*keys.commit_id(&commit.id)];
+        let answer = script::COMMIT.run(&mut link.connection(), &names, &arguments).await;
+        let outcome = outcome(answer.map_err(|e| link.write_error(&e))?)?;
+        if let Outcome::Committed(position) = &outcome {
+            self.commands.saw(*position);
+        }
+        Ok(outcome)
+    }
+
+    async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Result<(), EngineError> {
+        let message = frame::encode_ephemeral(&publication)?;
+        let mut command = ::redis::cmd("SPUBLISH");
+        command.arg(TenantKeys::of(tenant).channel()).arg(message);
+        self.ask(&command).await
+    }
+
+    async fn follow(&self, tenant: &TenantId) -> Result<Follower, EngineError> {
+        // Listen first, read second: what is committed between the two is heard and known.
+        let log = self.log(tenant);
+        let (listener, messages) = self.subscriptions.listen(log.keys.channel()).await?;
+        let position = log.top().await?;
+        let (sender, feed) = mpsc::channel(FEED_ENTRIES_MAX);
+        let pump = Pump { log, listener, messages, feed: sender, at: position };
+        self.tasks.spawn(pump.run(self.stop.clone()));
+        Ok(Follower { position, feed })
+    }
+
+    async fn range(&self, tenant: &TenantId, after: Position, limit: usize) -> Result<Range, EngineError> {
+        self.log(tenant).range(after, limit).await
+    }
+
+    async fn history(
+        &self,
+        tenant: &TenantId,
+        room: &Room,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<Arc<Entry>>, EngineError> {
+        self.log(tenant).history(room, before, limit).await
+    }
+
+    async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Result<Vec<Option<Versioned>>, EngineError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names = TenantKeys::of(tenant);
+        let mut command = ::redis::cmd("MGET");
+        for key in keys {
+            command.arg(names.value(key));
+        }
+        let values: Vec<Value> = self.ask(&command).await?;
+        values.into_iter().map(versioned).collect()
+    }
+
+    async fn list_keys(
+        &self,
+        tenant: &TenantId,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<KeyPage, EngineError> {
+        let limit = limit.min(KEY_PAGE_MAX);
+        let names = TenantKeys::of(tenant);
+        let mut from = match after {
+            Some(after) if after >= prefix => format!("({after}"),
+            _ => format!("[{prefix}"),
+        };
+        // No text contains the byte 255: it stands behind every key with the prefix.
+        let to = [b"(", prefix.as_bytes(), b"\xff"].concat();
+        let mut page = KeyPage::default();
+        loop {
+            let wanted = limit + 1 - page.keys.len();
+            let (had, last, live) = self.stretch(&names, &from, &to, wanted).await?;
+            page.keys.extend(live);
+            if page.keys.len() > limit {
+                page.keys.truncate(limit);
+                page.more = true;
+                return Ok(page);
+            }
+            if had < wanted {
+                return Ok(page);
+            }
+            from = format!("({last}");
+        }
+    }
+
+    async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
+        timers::claim(&self.commands, self.options.timer_lease_ms, limit).await
+    }
+
+    async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
+        timers::release(&self.commands, timer, after_ms).await
+    }
+
+    async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError> {
+        if session.len() > SESSION_NAME_BYTES_MAX {
+            return Ok(None);
+        }
+        let record: Option<Vec<u8>> =
+            self.ask(::redis::cmd("GET").arg(TenantKeys::of(tenant).session(session))).await?;
+        record.as_deref().map(frame::decode_session).transpose()
+    }
+
+    async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Result<Vec<Member>, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        if let Some(id) = room.as_connection() {
+            let member = self.connection(&keys, room, id).await?;
+            return Ok(member.into_iter().take(limit).collect());
+        }
+        if limit == 0 {
+            return Ok(Vec::new());
+        }
+        let mut command = ::redis::cmd("ZRANGE");
+        command.arg(keys.room(room)).arg(0).arg(limit - 1);
+        let members: Vec<String> = self.ask(&command).await?;
+        members.iter().map(|member| parse_member(member)).collect()
+    }
+
+    async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        if let Some(id) = room.as_connection() {
+            return Ok(self.connection(&keys, room, id).await?.into_iter().count());
+        }
+        self.ask(::redis::cmd("ZCARD").arg(keys.room(room))).await
+    }
+
+    async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {
+        let key = keys::artifact(digest).ok_or_else(|| no_digest(digest))?;
+        let link = self.commands.link().await?;
+        let mut command = ::redis::cmd("SET");
+        command.arg(key).arg(&*bytes).arg("NX");
+        command.exec_async(&mut link.bulk_connection()).await.map_err(|e| link.write_error(&e))
+    }
+
+    async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError> {
+        let Some(key) = keys::artifact(digest) else { return Ok(None) };
+        let link = self.commands.link().await?;
+        let answer: Result<Option<Vec<u8>>, _> =
+            ::redis::cmd("GET").arg(key).query_async(&mut link.bulk_connection()).await;
+        Ok(answer.map_err(|e| link.read_error(&e))?.map(Bytes::from))
+    }
+
+    async fn ping(&self) -> Result<(), EngineError> {
+        self.ask(&::redis::cmd("PING")).await
+    }
+}
+
+impl RedisEngine {
+    /// The one member of a connection's own room.
+    async fn connection(&self, keys: &TenantKeys, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
+        let who: Option<String> = self.ask(::redis::cmd("HGET").arg(keys.connections()).arg(id)).await?;
+        let Some((namespace, subject)) = who.as_deref().and_then(|who| who.split_once('\0')) else { return Ok(None) };
+        let member = Member { subject: subject.into(), connection: ConnectionId::from(id) };
+        Ok((namespace == room.namespace()).then_some(member))
+    }
+}
+
+fn outcome(answer: Value) -> Result<Outcome, EngineError> {
+    let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
+    let mut parts = parts.into_iter();
+    let kind = text(parts.next().unwrap_or_default())?;
+    let mut key = || Ok(StateKey::stored(&text(parts.next().unwrap_or_default())?));
+    match &*kind {
+        "committed" => Ok(Outcome::Committed(follow::position(&parts.next().unwrap_or_default())?)),
+        "conflict" => Ok(Outcome::Conflict(key()?)),
+        "timer-gone" => Ok(Outcome::TimerGone),
+        "not-a-counter" => Err(EngineError::NotACounter(key()?)),
+        other => Err(EngineError::Corrupt(format!("the commit script answered {other:?}"))),
+    }
+}
+
+/// Reads `<version>\n<value>`.
+fn versioned(stored: Value) -> Result<Option<Versioned>, EngineError> {
+    let stored = match stored {
+        Value::Nil => return Ok(None),
+        Value::BulkString(stored) => Bytes::from(stored),
+        other => return Err(unexpected(&other)),
+    };
+    let end = stored.iter().position(|b| *b == b'\n');
+    let version = end.and_then(|end| std::str::from_utf8(&stored[..end]).ok());
+    let (Some(end), Some(version)) = (end, version) else {
+        return Err(EngineError::Corrupt("a value without a version".into()));
+    };
+    Ok(Some(Versioned { value: stored.slice(end + 1..), version: Version(version.into()) }))
+}
+
+fn parse_member(member: &str) -> Result<Member, EngineError> {
+    match member.rsplit_once('\0') {
+        Some((subject, id)) => Ok(Member { subject: subject.into(), connection: ConnectionId::from(id) }),
+        None => Err(EngineError::Corrupt("a member without a connection".into())),
+    }
+}
+
+fn text(value: Value) -> Result<String, EngineError> {
+    ::redis::from_redis_value(value).map_err(|_| EngineError::Corrupt("Redis answered no text".into()))
+}
+
+fn no_digest(digest: &str) -> EngineError {
+    EngineError::Corrupt(format!("{digest:?} is no SHA-256 in 64 lower-case hexadecimal digits"))
+}

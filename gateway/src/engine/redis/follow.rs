@@ -1,0 +1,283 @@
+//! Following a log: messages of the channel while they come without a hole, the log itself else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::Value;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::backoff::Backoff;
+use super::frame::{self, Message};
+use super::keys::TenantKeys;
+use super::link::{Commands, Link};
+use super::script;
+use super::subscriptions::Listener;
+use crate::commit::{Entry, Position};
+use crate::engine::{EngineError, Feed, Range};
+use crate::room::Room;
+
+/// Entries read from the log at a time.
+const PAGE_ENTRIES: usize = 500;
+
+/// A log that says nothing for so long is looked at: a message may have been lost where nobody saw it.
+const QUIET_MAX: Duration = Duration::from_secs(20);
+
+/// Log entries that [`history`] looks at, at most.
+const HISTORY_SCAN_MAX: usize = 20_000;
+
+/// The log of one tenant, to be read.
+#[derive(Clone)]
+pub(super) struct Log {
+    pub(super) commands: Commands,
+    pub(super) keys: TenantKeys,
+}
+
+/// An entry of the stream; markers, which begin epochs, have no frame.
+type Raw = (Position, Option<Bytes>);
+
+impl Log {
+    /// The position of the latest entry. The log begins here if there is none.
+    pub(super) async fn top(&self) -> Result<Position, EngineError> {
+        let link = self.commands.link().await?;
+        let keys = [&*self.keys.log(), &*self.keys.meta()];
+        let seen = self.commands.epoch_seen().to_string();
+        let arguments = [link.generation.as_bytes(), seen.as_bytes()];
+        let answer = script::TOP.run(&mut link.connection(), &keys, &arguments).await;
+        let top = position(&answer.map_err(|e| link.read_error(&e))?)?;
+        self.commands.saw(top);
+        Ok(top)
+    }
+
+    /// The entries after a position, at most `limit`. A position can be resumed from exactly when its own entry
+    /// is still there; so it is read along.
+    pub(super) async fn range(&self, after: Position, limit: usize) -> Result<Range, EngineError> {
+        let mut entries = Vec::new();
+        let mut from = after;
+        while entries.len() < limit {
+            let wanted = (limit - entries.len()).min(PAGE_ENTRIES);
+            let page = self.page("XRANGE", &from.to_string(), "+", wanted + 1).await?;
+            if page.first().is_none_or(|(first, _)| *first != from) {
+                return Ok(Range::Gone);
+            }
+            let last = page.len() <= wanted;
+            from = page.last().map_or(from, |(position, _)| *position);
+            for (position, frame) in page.into_iter().skip(1) {
+                if let Some(frame) = frame {
+                    entries.push(Arc::new(frame::decode_entry(position, &frame)?));
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        Ok(Range::Entries(entries))
+    }
+
+    /// From where a follower goes on whose position is gone: nothing that it had comes again.
+    async fn resume_after_loss(&self, lost: Position) -> Result<Position, EngineError> {
+        let before = self.page("XREVRANGE", &lost.to_string(), "-", 1).await?;
+        if let Some((position, _)) = before.first() {
+            return Ok(*position);
+        }
+        match self.page("XRANGE", "-", "+", 1).await?.first() {
+            Some((position, _)) => Ok(*position),
+            None => self.top().await,
+        }
+    }
+
+    /// The latest entries that publish to a room, oldest first.
+    pub(super) async fn history(
+        &self,
+        room: &Room,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<Arc<Entry>>, EngineError> {
+        let mut found = Vec::new();
+        let mut end = before.map_or("+".to_owned(), |position| format!("({position}"));
+        for _ in 0..HISTORY_SCAN_MAX / PAGE_ENTRIES {
+            let page = self.page("XREVRANGE", &end, "-", PAGE_ENTRIES).await?;
+            let Some((oldest, _)) = page.last() else { break };
+            end = format!("({oldest}");
+            let last = page.len() < PAGE_ENTRIES;
+            for (position, frame) in page {
+                let Some(frame) = frame else { continue };
+                let entry = Arc::new(frame::decode_entry(position, &frame)?);
+                if found.len() < limit && frame::publishes_to(&entry, room) {
+                    found.push(entry);
+                }
+            }
+            if last || found.len() == limit {
+                break;
+            }
+        }
+        found.reverse();
+        Ok(found)
+    }
+
+    async fn page(&self, command: &str, from: &str, to: &str, count: usize) -> Result<Vec<Raw>, EngineError> {
+        let link: Link = self.commands.link().await?;
+        let mut command = ::redis::cmd(command);
+        command.arg(self.keys.log()).arg(from).arg(to).arg("COUNT").arg(count);
+        let answer = command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
+        let Value::Array(entries) = answer else { return Err(unexpected(&answer)) };
+        entries.into_iter().map(raw).collect()
+    }
+}
+
+fn raw(entry: Value) -> Result<Raw, EngineError> {
+    let Value::Array(parts) = entry else { return Err(unexpected(&entry)) };
+    let mut parts = parts.into_iter();
+    let (Some(id), Some(Value::Array(fields))) = (parts.next(), parts.next()) else {
+        return Err(EngineError::Corrupt("an entry without id or fields".into()));
+    };
+    let mut fields = fields.into_iter();
+    let frame = match (fields.next(), fields.next()) {
+        (Some(Value::BulkString(name)), Some(Value::BulkString(frame))) if name == b"d" => Some(Bytes::from(frame)),
+        _ => None,
+    };
+    Ok((position(&id)?, frame))
+}
+
+/// Reads a position that Redis answered.
+pub(super) fn position(value: &Value) -> Result<Position, EngineError> {
+    let text = match value {
+        Value::BulkString(text) => std::str::from_utf8(text).ok(),
+        Value::SimpleString(text) => Some(text.as_str()),
+        _ => None,
+    };
+    text.and_then(Position::parse).ok_or_else(|| unexpected(value))
+}
+
+/// An answer of a shape that Redis does not give.
+pub(super) fn unexpected(value: &Value) -> EngineError {
+    let kind = match value {
+        Value::Nil => "nothing",
+        Value::Array(_) => "a list of another length",
+        _ => "a value of another kind",
+    };
+    EngineError::Corrupt(format!("Redis answered {kind}"))
+}
+
+/// One feed at work.
+pub(super) struct Pump {
+    pub(super) log: Log,
+    pub(super) listener: Listener,
+    pub(super) messages: mpsc::Receiver<Message>,
+    pub(super) feed: mpsc::Sender<Feed>,
+    /// The last position that the feed was given.
+    pub(super) at: Position,
+}
+
+/// The follower is gone.
+struct Closed;
+
+impl Pump {
+    /// Feeds until the follower is gone or `stop` is cancelled.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let feed = self.feed.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = feed.closed() => {}
+            _ = self.pump() => {}
+        }
+    }
+
+    async fn pump(&mut self) -> Result<(), Closed> {
+        loop {
+            let quiet_until = Instant::now() + QUIET_MAX;
+            tokio::select! {
+                biased;
+                () = self.listener.behind() => self.catch_up().await?,
+                message = self.messages.recv() => match message {
+                    Some(message) => self.take(message).await?,
+                    None => return Err(Closed),
+                },
+                () = sleep_until(quiet_until) => self.catch_up().await?,
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) -> Result<(), Closed> {
+        match message {
+            Message::Ephemeral(bytes) => {
+                if let Some(publication) = frame::decode_ephemeral(&bytes) {
+                    // Dropped first under pressure: that is what ephemeral means.
+                    _ = self.feed.try_send(Feed::Ephemeral(Arc::new(publication)));
+                }
+                Ok(())
+            }
+            Message::Entry(position, _) if position <= self.at => Ok(()),
+            Message::Entry(position, frame) if position == self.at.next() => {
+                match frame::decode_entry(position, &frame) {
+                    Ok(entry) => self.give(Arc::new(entry)).await,
+                    Err(_) => self.catch_up().await,
+                }
+            }
+            Message::Entry(..) => self.catch_up().await,
+        }
+    }
+
+    async fn give(&mut self, entry: Arc<Entry>) -> Result<(), Closed> {
+        let position = entry.position;
+        self.feed.send(Feed::Entry(entry)).await.map_err(|_| Closed)?;
+        self.log.commands.saw(position);
+        self.at = position;
+        Ok(())
+    }
+
+    async fn reset(&mut self, position: Position) -> Result<(), Closed> {
+        self.feed.send(Feed::Reset(position)).await.map_err(|_| Closed)?;
+        self.at = position;
+        Ok(())
+    }
+
+    /// Reads the log up to its top, however long the server takes to answer.
+    async fn catch_up(&mut self) -> Result<(), Closed> {
+        let mut backoff = Backoff::new();
+        loop {
+            self.listener.catching_up();
+            match self.catch_up_once().await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(closed)) => return Err(closed),
+                Err(EngineError::Corrupt(why)) => {
+                    error!(base = self.log.keys.base(), why, "an entry of the log cannot be read: it is skipped");
+                    let skipped = self.log.page("XRANGE", &format!("({}", self.at), "+", 1).await;
+                    if let Some((position, _)) = skipped.ok().and_then(|page| page.into_iter().next()) {
+                        self.reset(position).await?;
+                    }
+                }
+                Err(why) => warn!(base = self.log.keys.base(), %why, "cannot catch up with the log yet"),
+            }
+            sleep(backoff.next()).await;
+        }
+    }
+
+    async fn catch_up_once(&mut self) -> Result<Result<(), Closed>, EngineError> {
+        loop {
+            match self.log.range(self.at, PAGE_ENTRIES).await? {
+                Range::Gone => {
+                    let position = self.log.resume_after_loss(self.at).await?;
+                    warn!(base = self.log.keys.base(), lost = %self.at, resumed = %position, "entries are lost");
+                    if let Err(closed) = self.reset(position).await {
+                        return Ok(Err(closed));
+                    }
+                }
+                Range::Entries(entries) => {
+                    let last = entries.len() < PAGE_ENTRIES;
+                    for entry in entries {
+                        if let Err(closed) = self.give(entry).await {
+                            return Ok(Err(closed));
+                        }
+                    }
+                    if last {
+                        return Ok(Ok(()));
+                    }
+                }
+            }
+        }
+    }
+}

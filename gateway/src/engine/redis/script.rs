@@ -1,0 +1,76 @@
+//! The scripts, and how one is run.
+
+use std::sync::LazyLock;
+
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+
+/// A Lua script with the SHA-1 that Redis knows it by.
+pub(super) struct Script {
+    source: &'static str,
+    digest: LazyLock<String>,
+}
+
+macro_rules! script {
+    ($(#[doc = $doc:literal])+ $name:ident, $file:literal) => {
+        $(#[doc = $doc])+
+        pub(super) static $name: Script = Script {
+            source: concat!(include_str!("scripts/log.lua"), include_str!(concat!("scripts/", $file))),
+            digest: LazyLock::new(|| ::redis::Script::new($name.source).get_hash().to_owned()),
+        };
+    };
+}
+
+script! {
+    /// One commit.
+    COMMIT, "commit.lua"
+}
+script! {
+    /// The top of a log.
+    TOP, "top.lua"
+}
+script! {
+    /// A stretch of the index of keys.
+    LIST_KEYS, "list_keys.lua"
+}
+script! {
+    /// Leases due timers.
+    CLAIM_TIMERS, "claim_timers.lua"
+}
+script! {
+    /// Gives a leased timer back.
+    RELEASE_TIMER, "release_timer.lua"
+}
+
+/// Makes the scripts known to a server: part of a connection's handshake.
+pub(super) async fn load_all(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    for script in [&COMMIT, &TOP, &LIST_KEYS, &CLAIM_TIMERS, &RELEASE_TIMER] {
+        ::redis::cmd("SCRIPT").arg("LOAD").arg(script.source).exec_async(connection).await?;
+    }
+    Ok(())
+}
+
+impl Script {
+    /// Runs it. Redis may have forgotten it (`SCRIPT FLUSH`, a failover); then nothing was done, and it is
+    /// sent along once.
+    pub(super) async fn run(
+        &'static self,
+        connection: &mut MultiplexedConnection,
+        keys: &[&str],
+        arguments: &[&[u8]],
+    ) -> Result<Value, RedisError> {
+        let known = invocation("EVALSHA", &self.digest, keys, arguments);
+        match known.query_async(connection).await {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                invocation("EVAL", self.source, keys, arguments).query_async(connection).await
+            }
+            answer => answer,
+        }
+    }
+}
+
+fn invocation(verb: &str, script: &str, keys: &[&str], arguments: &[&[u8]]) -> Cmd {
+    let mut command = ::redis::cmd(verb);
+    command.arg(script).arg(keys.len()).arg(keys).arg(arguments);
+    command
+}

@@ -1,0 +1,214 @@
+-- Applies one commit: all of it or nothing.
+-- KEYS 1 log, 2 meta, 3 commit id
+-- ARGV 1 prefix of the tenant's keys, 2 prefix of the partition's keys, 3 shard channel,
+--      4 generation, 5 encoded effects or '', 6 packed changes or '', 7 how long the commit id is
+--      kept (ms), 8 entries kept, 9 age kept (ms), 10 time between checkpoints (ms), 11 largest epoch that the
+--      node has seen, then the values that the changes name by number
+-- Answers {'committed', position}, {'conflict', key}, {'timer-gone'} or {'not-a-counter', key}.
+--
+-- Keys that are not in KEYS are built from the prefixes, which carry the same hash tag.
+-- Redis does not undo what a script did before an error: so all checks come first, and what
+-- follows them cannot fail. A commit that only publishes passes by everything under `changes`.
+
+local log, meta, commit_id = KEYS[1], KEYS[2], KEYS[3]
+local base, effects = ARGV[1], ARGV[5]
+local call = redis.call
+
+local done = call('GET', commit_id)
+if done then return {'committed', done} end
+
+local now = clock()
+local changes = ARGV[6] ~= '' and cmsgpack.unpack(ARGV[6])
+local value_name, sums = base .. 'k:', {}
+
+-- Checks.
+
+if changes then
+  local reads, writes, fired = changes[1], changes[2], changes[6]
+
+  if fired then
+    local held = call('HGET', ARGV[2] .. 'th', fired[1])
+    if not held or string.match(held, '^[^\n]*') ~= fired[2] then return {'timer-gone'} end
+  end
+
+  -- Values are stored as `<version>\n<value>`.
+  for i = 1, #reads do
+    local key, version = reads[i][1], reads[i][2]
+    if version == '' then
+      if call('EXISTS', value_name .. key) == 1 then return {'conflict', key} end
+    elseif call('GETRANGE', value_name .. key, 0, #version) ~= version .. '\n' then
+      return {'conflict', key}
+    end
+  end
+
+  for i = 1, #writes do
+    if writes[i][1] == 'add' then
+      local key, delta = writes[i][2], ARGV[11 + writes[i][3]]
+      local stored = call('GET', value_name .. key)
+      local current = stored and string.sub(stored, string.find(stored, '\n', 1, true) + 1) or '0'
+      if not string.match(current, '^-?%d+$') then return {'not-a-counter', key} end
+      if #current <= 15 and #delta <= 15 then
+        sums[i] = whole(current + delta)
+        if sums[i] == '-0' then sums[i] = '0' end
+      else
+        -- Lua's numbers are exact to 15 digits; Redis adds what is longer.
+        local scratch = base .. 'scratch'
+        call('SET', scratch, current)
+        local answer = redis.pcall('INCRBY', scratch, delta)
+        sums[i] = call('GET', scratch)
+        call('DEL', scratch)
+        if type(answer) == 'table' and answer.err then return {'not-a-counter', key} end
+      end
+    end
+  end
+end
+
+local known = call('HMGET', meta, 'e', 'g', 't')
+local epoch, checkpointed = known[1], known[3]
+if not epoch or known[2] ~= ARGV[4] then epoch = begin_epoch(log, meta, ARGV[4], ARGV[11], now) end
+
+if changes then
+  local writes, timers, presence, session, fired = changes[2], changes[3], changes[4], changes[5], changes[6]
+  local version
+  if #writes > 0 or #timers > 0 then version = epoch .. '.' .. whole(call('HINCRBY', meta, 'v', 1)) end
+
+  -- State.
+
+  if #writes > 0 then
+    local index, expiries = base .. 'keys', base .. 'exp'
+    for i = 1, #writes do
+      local kind, key, value, ttl = writes[i][1], writes[i][2], ARGV[11 + writes[i][3]], writes[i][4]
+      if kind == 'delete' or ttl == 0 then
+        call('DEL', value_name .. key)
+        call('ZREM', index, key)
+      else
+        if kind == 'add' then
+          call('SET', value_name .. key, version .. '\n' .. sums[i], 'KEEPTTL')
+        elseif ttl < 0 then
+          call('SET', value_name .. key, version .. '\n' .. value)
+        else
+          call('SET', value_name .. key, version .. '\n' .. value, 'PX', whole(ttl))
+          call('ZADD', expiries, whole(now + ttl), key)
+        end
+        call('ZADD', index, 0, key)
+      end
+    end
+    -- Redis drops expired values by itself; the index follows here, a few with each commit.
+    local expired = call('ZRANGEBYSCORE', expiries, '-inf', whole(now), 'LIMIT', 0, 16)
+    for i = 1, #expired do
+      call('ZREM', expiries, expired[i])
+      if call('EXISTS', value_name .. expired[i]) == 0 then call('ZREM', index, expired[i]) end
+    end
+  end
+
+  -- Timers: `<set token>\n<attempt>\n<due>\n<data>`.
+
+  local due_times, held_timers = ARGV[2] .. 'tz', ARGV[2] .. 'th'
+  if fired then
+    call('ZREM', due_times, fired[1])
+    call('HDEL', held_timers, fired[1])
+  end
+  for i = 1, #timers do
+    local member, after, data = timers[i][1], timers[i][2], timers[i][3]
+    if after < 0 then
+      call('ZREM', due_times, member)
+      call('HDEL', held_timers, member)
+    else
+      local due = whole(now + after)
+      call('ZADD', due_times, due, member)
+      call('HSET', held_timers, member, version .. '\n0\n' .. due .. '\n' .. data)
+    end
+  end
+
+  if session then
+    if session[3] > 0 then
+      call('SET', base .. 's:' .. session[1], ARGV[11 + session[2]], 'PX', whole(session[3]))
+    else
+      call('DEL', base .. 's:' .. session[1])
+    end
+  end
+
+  -- Presence: a connection's namespace and subject, its rooms, and the members of each room
+  -- as `<subject>\0<connection>`.
+
+  if #presence > 0 then
+    local connections = base .. 'c'
+
+    local function enter(connection, member, room)
+      call('ZADD', base .. 'r:' .. room, 0, member)
+      call('SADD', base .. 'n:' .. connection, room)
+    end
+
+    local function exit(connection, member, room)
+      call('ZREM', base .. 'r:' .. room, member)
+      call('SREM', base .. 'n:' .. connection, room)
+    end
+
+    local function one(connection, change, room)
+      local who = call('HGET', connections, connection)
+      if not who then return end
+      local subject = string.sub(who, string.find(who, '\0', 1, true) + 1)
+      change(connection, subject .. '\0' .. connection, room)
+    end
+
+    local function each_of_user(user_room, change, room)
+      for _, member in ipairs(call('ZRANGE', base .. 'r:' .. user_room, 0, -1)) do
+        change(string.match(member, '[^%z]*$'), member, room)
+      end
+    end
+
+    local function depart(connection, member)
+      for _, room in ipairs(call('SMEMBERS', base .. 'n:' .. connection)) do
+        call('ZREM', base .. 'r:' .. room, member)
+      end
+      call('DEL', base .. 'n:' .. connection)
+      call('HDEL', connections, connection)
+    end
+
+    for i = 1, #presence do
+      local change = presence[i]
+      local kind, who = change[1], change[2]
+      if kind == 'arrive' then
+        call('HSET', connections, who, change[4] .. '\0' .. change[3])
+        for k = 5, #change do enter(who, change[3] .. '\0' .. who, change[k]) end
+      elseif kind == 'join' then one(who, enter, change[3])
+      elseif kind == 'leave' then one(who, exit, change[3])
+      elseif kind == 'user-join' then each_of_user(who, enter, change[3])
+      elseif kind == 'user-leave' then each_of_user(who, exit, change[3])
+      elseif kind == 'gone' then one(who, depart)
+      end
+    end
+  end
+end
+
+-- The log.
+
+local position
+if effects == '' then
+  position = top_of(log) or begin_epoch(log, meta, ARGV[4], ARGV[11], now) .. '-0'
+else
+  local frame = struct.pack('>BI8', 1, now) .. effects
+  position = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[8], epoch .. '-*', 'd', frame)
+  local beyond = type(position) == 'table'
+  if beyond or string.sub(position, -2) == '-0' then
+    -- Only part of the tenant's keys survived something: this is a new stretch of the log.
+    if not beyond then call('DEL', log) end
+    epoch = begin_epoch(log, meta, ARGV[4], ARGV[11], now)
+    position = call('XADD', log, epoch .. '-*', 'd', frame)
+  end
+  call('SPUBLISH', ARGV[3], position .. ' ' .. frame)
+
+  -- `<ms>=<id>;` every now and then, to know later which id is how old.
+  if not checkpointed or math.abs(now - checkpointed) >= tonumber(ARGV[10]) then
+    local kept, oldest = {}, nil
+    for at, id in string.gmatch(call('HGET', meta, 'c') or '', '(%d+)=([%d-]+);') do
+      if now - at >= tonumber(ARGV[9]) then oldest = id else kept[#kept + 1] = at .. '=' .. id .. ';' end
+    end
+    kept[#kept + 1] = whole(now) .. '=' .. position .. ';'
+    call('HSET', meta, 't', whole(now), 'c', table.concat(kept))
+    if oldest then call('XTRIM', log, 'MINID', '~', oldest) end
+  end
+end
+
+call('SET', commit_id, position, 'PX', ARGV[7])
+return {'committed', position}
