@@ -1,0 +1,206 @@
+//! Misbehaves on demand: the gateway's tests send it an order and see what becomes of it.
+
+pub mod orders;
+
+#[allow(missing_docs, unreachable_pub, reason = "generated from wit/, which is documented")]
+mod bindings {
+    wit_bindgen::generate!({
+        inline: "
+            package postern:harm;
+            world harm {
+                include postern:plugin/authorizer@0.1.0;
+                include postern:plugin/timed-handler@0.1.0;
+            }
+        ",
+        path: "../../../../wit",
+        generate_all,
+    });
+    #[cfg(target_arch = "wasm32")]
+    export!(Plugin with_types_in self);
+    #[cfg(target_arch = "wasm32")]
+    use super::Plugin;
+}
+
+use std::hint::black_box;
+
+use bindings::exports::postern::plugin::authorization::{Admission, Membership};
+use bindings::exports::postern::plugin::events::Event;
+use bindings::exports::postern::plugin::timer_events::Timer;
+use bindings::exports::postern::plugin::{authorization, describe, events, timer_events};
+use bindings::postern::plugin::types::{Client, Failure, Grant, HostError, Payload, Refusal};
+use bindings::postern::plugin::{log, rooms, state, timers};
+use orders::Order;
+use serde_json::{Value, json};
+
+/// One step of the order `memory`, in bytes.
+const MEMORY_STEP_BYTES: usize = 1 << 20;
+/// What one level of the order `stack` puts on the stack, in bytes.
+const STACK_STEP_BYTES: usize = 1 << 10;
+
+const FULL: Grant = Grant { publish: true, presence: true, history: true };
+
+/// The component.
+pub struct Plugin;
+
+impl describe::Guest for Plugin {
+    fn info() -> String {
+        format!(r#"{{"name":"test-harm","version":"{}","events":["*"]}}"#, env!("CARGO_PKG_VERSION"))
+    }
+}
+
+impl authorization::Guest for Plugin {
+    fn connect(who: Client) -> Result<Vec<Membership>, Refusal> {
+        match who.subject.as_str() {
+            "bad-connect" => trap(),
+            "refused-connect" => Err(refusal("refused", "as ordered")),
+            "forger" => Ok(["user:somebody", "everyone", "connection:x", "public"]
+                .map(|room| Membership { room: room.into(), grant: FULL })
+                .into()),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn join(_who: Client, room: String, _params: Option<Payload>) -> Result<Admission, Refusal> {
+        match orders::room_type(&room) {
+            "loop" => endless(),
+            "trap" => trap(),
+            "no" => Err(refusal("refused", "as ordered")),
+            "write" => match state::put("written-while-authorizing", b"", None) {
+                Ok(()) => Err(refusal("written", "an authorizer could write")),
+                Err(error) => Err(named(&error)),
+            },
+            _ => Ok(Admission { grant: FULL, cache_for: 0 }),
+        }
+    }
+}
+
+impl events::Guest for Plugin {
+    fn handle(event: Event) -> Result<(), Failure> {
+        let order = Order::read(&event.name, &event.data.args).map_err(Failure::Fatal)?;
+        obey(order, event.sender.as_ref())
+    }
+}
+
+impl timer_events::Guest for Plugin {
+    fn fire(timer: Timer) -> Result<(), Failure> {
+        state::add("fired", 1)?;
+        publish("everyone", "fired", &json!({ "name": timer.name }))
+    }
+}
+
+fn obey(order: Order, sender: Option<&Client>) -> Result<(), Failure> {
+    match order {
+        Order::Loop => endless(),
+        Order::Trap => trap(),
+        Order::Memory => fill_memory(),
+        Order::Flood => loop {
+            // Answered or not, it goes on asking.
+            drop(black_box(state::get("n")));
+        },
+        Order::Stack => {
+            black_box(recurse(0));
+            Ok(())
+        }
+        Order::LogFlood { lines } => {
+            for line in 0..lines {
+                log::log(log::Level::Info, &format!("line {line}"));
+            }
+            reply(&json!(lines))
+        }
+        Order::HugeReply { bytes } => reply(&Value::String("x".repeat(bytes))),
+        Order::ManyPublications { count } => {
+            for n in 0..count {
+                publish("everyone", "one_of_many", &json!(n))?;
+            }
+            reply(&json!(count))
+        }
+        Order::SlowRead => reply(&stored("n")?),
+        Order::Count => {
+            let next = stored("n")?.as_str().and_then(|n| n.parse::<i64>().ok()).unwrap_or(0) + 1;
+            state::put("n", next.to_string().as_bytes(), None)?;
+            reply(&json!(next))
+        }
+        Order::CountAdd => Ok(state::add("n", 1)?),
+        Order::SetTimer { name, after_ms } => Ok(timers::set(&name, after_ms, "{}")?),
+        Order::Refuse => Err(Failure::Refused(refusal("refused", "as ordered"))),
+        Order::Retry => Err(Failure::Retry("as ordered".into())),
+        Order::Fatal => Err(Failure::Fatal("as ordered".into())),
+        Order::PublishThenTrap => {
+            publish("everyone", "never", &json!(null))?;
+            trap()
+        }
+        Order::PublishThenRefuse => {
+            publish("everyone", "never", &json!(null))?;
+            Err(Failure::Refused(refusal("refused", "as ordered")))
+        }
+        Order::WriteOther { key, value } => Ok(state::put(&key, value.as_bytes(), None)?),
+        Order::Read { key } => reply(&stored(&key)?),
+        Order::JoinMe { room } => match sender {
+            Some(who) => Ok(rooms::join(&orders::connection_room(&who.namespace, &who.connection), &room, FULL)?),
+            None => Err(Failure::Fatal("nobody sent this".into())),
+        },
+        Order::Kick { room } => Ok(rooms::disconnect(&room, &refusal("kicked", "as ordered"))?),
+    }
+}
+
+fn endless() -> ! {
+    let mut turns = 0_u64;
+    loop {
+        turns = black_box(turns.wrapping_add(1));
+    }
+}
+
+fn trap() -> ! {
+    panic!("as ordered")
+}
+
+fn fill_memory() -> ! {
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    loop {
+        kept.push(black_box(vec![1; MEMORY_STEP_BYTES]));
+    }
+}
+
+#[expect(unconditional_recursion, reason = "it ends where the stack does")]
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; STACK_STEP_BYTES / 8]);
+    recurse(depth + 1).wrapping_add(frame[0])
+}
+
+fn stored(key: &str) -> Result<Value, Failure> {
+    let value = state::get(key)?;
+    Ok(value.map_or(Value::Null, |bytes| Value::String(String::from_utf8_lossy(&bytes).into_owned())))
+}
+
+fn publish(room: &str, event: &str, data: &Value) -> Result<(), Failure> {
+    Ok(rooms::publish(room, event, &payload(data))?)
+}
+
+fn reply(data: &Value) -> Result<(), Failure> {
+    Ok(rooms::reply(&payload(data))?)
+}
+
+fn payload(argument: &Value) -> Payload {
+    Payload { args: format!("[{argument}]"), attachments: Vec::new() }
+}
+
+fn refusal(code: &str, message: &str) -> Refusal {
+    Refusal { code: code.into(), message: message.into() }
+}
+
+/// The refusal whose code is the case of the error, so that tests see which it was.
+fn named(error: &HostError) -> Refusal {
+    match error {
+        HostError::Denied => refusal("denied", ""),
+        HostError::Invalid(why) => refusal("invalid", why),
+        HostError::TooLarge(limit) => refusal("too-large", &limit.to_string()),
+        HostError::Quota(what) => refusal("quota", what),
+        HostError::Unavailable => refusal("unavailable", ""),
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Failure {
+        Failure::Refused(named(&error))
+    }
+}
