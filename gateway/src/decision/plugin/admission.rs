@@ -90,7 +90,8 @@ mod tests {
     async fn beyond_the_line_calls_are_refused_and_the_setting_is_named() {
         let (admission, pool) = (Admission::new(1), Arc::new(Semaphore::new(10)));
         let first = admission.admit(&pool, &limits(1)).await.unwrap();
-        let (second, third) = tokio::join!(admission.admit(&pool, &limits(1)), admission.admit(&pool, &limits(1)));
+        let one = limits(1);
+        let (second, third) = tokio::join!(admission.admit(&pool, &one), admission.admit(&pool, &one));
         assert!(second.unwrap_err().to_string().contains("waited 100 ms"));
         assert!(third.unwrap_err().to_string().contains("call_limits.waiting_calls = 1"));
         drop(first);

@@ -154,7 +154,7 @@ pub(super) async fn invoke(
         Input::Join { who, room, params } => {
             let guest = links.authorization.as_ref().ok_or_else(missing)?.load(&mut store, instance)?;
             let params = params.as_ref().map(payload);
-            let answer = guest.call_join(store, &client(&who), room.as_str(), params.as_ref()).await?;
+            let answer = guest.call_join(store, &client(&who), &room.as_str().to_owned(), params.as_ref()).await?;
             Ok(answer.map_err(refused).map(|it| Answer::Admission(it.grant.into(), it.cache_for)))
         }
         Input::Route { who, namespace, event } => {

@@ -10,7 +10,7 @@ use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store, Trap, UpdateDe
 use super::bindings::{self, Answer, Ending, Input, Links};
 use super::engine::{STACK_BYTES, TABLE_ELEMENTS_MAX};
 use super::failure::{CallError, Failure, FailureKind, MESSAGE_BYTES_MAX, tame};
-use super::gate::{Gate, Meter, Metered};
+use super::gate::{Gate, Metered};
 use super::host::Call;
 use crate::tenant::CallLimits;
 

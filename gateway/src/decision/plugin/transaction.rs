@@ -365,3 +365,6 @@ fn counter(value: Option<&[u8]>) -> Option<i64> {
 fn not_a_counter() -> Rejection {
     Rejection::Invalid("the value is not a decimal counter of 64 bits, or the sum is not".into())
 }
+
+#[cfg(test)]
+mod tests;
