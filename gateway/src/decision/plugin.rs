@@ -1,11 +1,11 @@
 //! The plugin host: tenants' WebAssembly components, each call in a sandbox of its own.
 //!
 //! [`Host`] is the machine: one wasmtime engine, a pool of instances, threads of its own and the
-//! [`gate`] that shares them out by tenant. [`Host::load`] checks and compiles a component into a
+//! `gate` that shares them out by tenant. [`Host::load`] checks and compiles a component into a
 //! [`Plugin`]; the plugin's methods are the contract's exports. What an input reads and does
 //! gathers in a [`Transaction`], which becomes one commit.
 //!
-//! wasmtime is known only in here; the contract's generated types only in [`bindings`].
+//! wasmtime is known only in here; the contract's generated types only in `bindings`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -394,7 +394,7 @@ impl Plugin {
             return Err(self.failure(hook, FailureKind::Internal, "an earlier call was abandoned".into()));
         };
         let begun = Instant::now();
-        let result = match self.admission.admit(&self.host.pool, &limits).await {
+        let result = match self.admission.admit(&self.host.pool, &limits, hook == Hook::Describe).await {
             Err(overloaded) => Err(overloaded),
             Ok(admitted) => {
                 let Some(work) = tx.take() else {

@@ -139,7 +139,9 @@ async fn an_ok_call_s_effects_are_in_its_parts() {
     assert_eq!((&*key.plugin, &*key.name), ("harm", "t"));
 
     let (_, parts) = world.order(&harm, "join_me", json!({"room": "flat:a1"})).await;
-    let [Effect::Join { who: Who::Connection(id), room, grant }] = &parts.commit.effects[..] else { panic!("{parts:?}") };
+    let [Effect::Join { who: Who::Connection(id), room, grant }] = &parts.commit.effects[..] else {
+        panic!("{parts:?}")
+    };
     assert_eq!((id.as_str(), room.as_str(), grant.publish), ("c1", "flat:a1", true));
 
     let (_, parts) = world.order(&harm, "kick", json!({"room": "user:bob"})).await;
@@ -196,7 +198,10 @@ async fn an_endless_loop_ends_when_its_computing_time_is_spent() {
     let begun = Instant::now();
     let (kind, text) = world.fails("loop", Value::Null).await;
     assert_eq!(kind, FailureKind::CpuTime);
-    assert!(text.contains("call_limits.cpu_ms = 30") && text.contains("`harm`") && text.contains("events.handle"), "{text}");
+    assert!(
+        text.contains("call_limits.cpu_ms = 30") && text.contains("`harm`") && text.contains("events.handle"),
+        "{text}"
+    );
     assert!(begun.elapsed() < Duration::from_secs(4), "long before call_limits.wall_ms");
 }
 
@@ -253,7 +258,8 @@ async fn an_authorizer_decides_and_changes_nothing() {
     let harm = world.plugin_of("acme", "harm", Role::Authorizer, "test-harm").await;
     let full = Grant { publish: true, presence: true, history: true };
     let mut tx = world.begin();
-    let joins = async |tx: &mut Transaction, room: &str| harm.join(tx, &client("bob"), &Room::parse(room).unwrap(), None).await;
+    let joins =
+        async |tx: &mut Transaction, room: &str| harm.join(tx, &client("bob"), &Room::parse(room).unwrap(), None).await;
     assert_eq!(joins(&mut tx, "flat:a1").await.unwrap().grant, full);
     let denied = joins(&mut tx, "write:1").await.unwrap_err();
     assert!(matches!(&denied, CallError::Refused(r) if r.code == "denied"), "{denied:?}");
@@ -286,11 +292,21 @@ async fn waiting_for_a_slow_engine_is_not_charged() {
 }
 
 #[tokio::test]
-async fn an_engine_that_never_answers_ends_the_call_at_its_wall_time() {
+async fn an_engine_that_never_answers_ends_the_call_and_is_to_blame() {
     let engine = SlowEngine::new(EmbeddedEngine::in_memory(Options::default()).unwrap(), Duration::from_secs(600));
     let world = world_on(engine, CallLimits { wall_ms: 120, ..CallLimits::default() });
-    let (kind, text) = world.fails("slow_read", Value::Null).await;
-    assert!(kind == FailureKind::WallTime && text.contains("call_limits.wall_ms = 120"), "{kind:?} {text}");
+    let harm = world.harm().await;
+    let (result, parts) = world.order(&harm, "slow_read", Value::Null).await;
+    assert_nothing_done(&parts);
+    let Err(CallError::EngineUnavailable(text)) = result else { panic!("{result:?}") };
+    assert!(text.contains("call_limits.wall_ms = 120"), "{text}");
+}
+
+#[tokio::test]
+async fn a_call_that_takes_too_long_without_waiting_is_to_blame_itself() {
+    let world = world(CallLimits { wall_ms: 60, cpu_ms: 10_000, ..CallLimits::default() });
+    let (kind, text) = world.fails("loop", Value::Null).await;
+    assert!(kind == FailureKind::WallTime && text.contains("call_limits.wall_ms = 60"), "{kind:?} {text}");
 }
 
 #[tokio::test]

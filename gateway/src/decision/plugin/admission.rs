@@ -22,7 +22,7 @@ pub(super) struct Admission {
 /// Places that a call holds until its instance is gone.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    _tenant: OwnedSemaphorePermit,
+    _tenant: Option<OwnedSemaphorePermit>,
     _pool: OwnedSemaphorePermit,
 }
 
@@ -40,17 +40,23 @@ impl Admission {
         Admission { running: Arc::new(Semaphore::new(permits)), waiting: AtomicUsize::new(0), concurrent_calls }
     }
 
-    /// Waits in the tenant's line, then for a place in the pool.
-    pub(super) async fn admit(&self, pool: &Arc<Semaphore>, limits: &CallLimits) -> Result<Admitted, CallError> {
+    /// Waits in the tenant's line, then for a place in the pool. A trial does not stand in the line: a
+    /// tenant whose calls fill it must be able to load something better.
+    pub(super) async fn admit(
+        &self,
+        pool: &Arc<Semaphore>,
+        limits: &CallLimits,
+        trial: bool,
+    ) -> Result<Admitted, CallError> {
         let wait = Duration::from_millis(limits.wall_ms.into());
         let enter = async {
-            let tenant = self.enter(limits).await?;
+            let tenant = if trial { None } else { Some(self.enter(limits).await?) };
             let pool = pool.clone().acquire_owned().await.map_err(|_| stopping())?;
             Ok(Admitted { _tenant: tenant, _pool: pool })
         };
         timeout(wait, enter).await.unwrap_or_else(|_| {
             Err(CallError::Overloaded(format!(
-                "waited {} ms in line behind other plugin calls of the tenant: call_limits.concurrent_calls = {}, \
+                "waited {} ms in line behind other plugin calls: call_limits.concurrent_calls = {}, \
                  call_limits.wall_ms = {}",
                 limits.wall_ms, self.concurrent_calls, limits.wall_ms
             )))
@@ -89,20 +95,28 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn beyond_the_line_calls_are_refused_and_the_setting_is_named() {
         let (admission, pool) = (Admission::new(1), Arc::new(Semaphore::new(10)));
-        let first = admission.admit(&pool, &limits(1)).await.unwrap();
+        let first = admission.admit(&pool, &limits(1), false).await.unwrap();
         let one = limits(1);
-        let (second, third) = tokio::join!(admission.admit(&pool, &one), admission.admit(&pool, &one));
+        let (second, third) = tokio::join!(admission.admit(&pool, &one, false), admission.admit(&pool, &one, false));
         assert!(second.unwrap_err().to_string().contains("waited 100 ms"));
         assert!(third.unwrap_err().to_string().contains("call_limits.waiting_calls = 1"));
         drop(first);
-        assert!(admission.admit(&pool, &limits(0)).await.is_ok(), "those that gave up left the line");
+        assert!(admission.admit(&pool, &limits(0), false).await.is_ok(), "those that gave up left the line");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_does_not_stand_in_the_line() {
+        let (admission, pool) = (Admission::new(1), Arc::new(Semaphore::new(10)));
+        let first = admission.admit(&pool, &limits(0), false).await.unwrap();
+        assert!(admission.admit(&pool, &limits(0), true).await.is_ok());
+        drop(first);
     }
 
     #[tokio::test(start_paused = true)]
     async fn whoever_gives_up_leaves_the_line() {
         let (admission, pool) = (Admission::new(1), Arc::new(Semaphore::new(10)));
-        let first = admission.admit(&pool, &limits(1)).await.unwrap();
-        let given_up = timeout(Duration::from_millis(10), admission.admit(&pool, &limits(1))).await;
+        let first = admission.admit(&pool, &limits(1), false).await.unwrap();
+        let given_up = timeout(Duration::from_millis(10), admission.admit(&pool, &limits(1), false)).await;
         assert!(given_up.is_err());
         assert_eq!(admission.waiting.load(Ordering::Relaxed), 0);
         drop(first);

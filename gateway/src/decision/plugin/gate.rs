@@ -1,7 +1,7 @@
 //! Turns at computing: as many at a time as there are threads, handed out round-robin by
 //! tenant, so that a tenant with fifty busy calls gets as much as a tenant with one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,19 +13,28 @@ use parking_lot::Mutex;
 
 use crate::tenant::TenantId;
 
-/// Hands out turns.
+/// Tenants whose last round is remembered before those of earlier rounds are forgotten.
+const TENANTS_REMEMBERED: usize = 1_024;
+
+/// Hands out turns. Every tenant has one turn a round while it wants one.
 #[derive(Debug)]
 pub(super) struct Gate {
     state: Mutex<State>,
 }
 
 /// There are free turns only while nobody waits.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     free: usize,
-    /// The tenants in `waiting`, in the order of their next turn, each once.
-    ring: VecDeque<TenantId>,
-    waiting: HashMap<TenantId, VecDeque<Arc<Ticket>>>,
+    /// The round of the turn that was granted last.
+    round: u64,
+    /// Places in `order` so far: who came first in a round has its turn first.
+    places: u64,
+    /// The tenants that wait, each once, by the round of their next turn and their place in it.
+    order: BTreeMap<(u64, u64), TenantId>,
+    lines: HashMap<TenantId, VecDeque<Arc<Ticket>>>,
+    /// The first round in which a tenant may have its next turn, for those that had one lately.
+    next_rounds: HashMap<TenantId, u64>,
 }
 
 #[derive(Debug)]
@@ -41,7 +50,7 @@ enum Stage {
 
 impl Gate {
     pub(super) fn new(turns: usize) -> Arc<Gate> {
-        Arc::new(Gate { state: Mutex::new(State { free: turns, ring: VecDeque::new(), waiting: HashMap::new() }) })
+        Arc::new(Gate { state: Mutex::new(State { free: turns, ..State::default() }) })
     }
 
     /// Takes a turn if one is free, else a place in the tenant's line.
@@ -52,49 +61,81 @@ impl Gate {
             return None;
         }
         let ticket = Arc::new(Ticket(Mutex::new(Stage::Waiting(waker.clone()))));
-        match state.waiting.get_mut(tenant) {
-            Some(line) => line.push_back(ticket.clone()),
-            None => {
-                state.waiting.insert(tenant.clone(), VecDeque::from([ticket.clone()]));
-                state.ring.push_back(tenant.clone());
-            }
+        if let Some(line) = state.lines.get_mut(tenant) {
+            line.push_back(ticket.clone());
+        } else {
+            state.lines.insert(tenant.clone(), VecDeque::from([ticket.clone()]));
+            let earliest = state.next_rounds.get(tenant).copied().unwrap_or(0);
+            let round = earliest.max(state.round);
+            state.line_up(tenant.clone(), round);
         }
         Some(ticket)
     }
 
-    /// Passes a turn on to the next tenant in the ring, or back to the free ones.
+    /// Passes a turn on to the tenant whose round it is, or back to the free ones.
     fn give_back(&self) {
-        let mut state = self.state.lock();
-        let waker = loop {
-            let Some(ticket) = state.next() else {
+        let waker = {
+            let mut state = self.state.lock();
+            let waker = state.grant();
+            if waker.is_none() {
                 state.free += 1;
-                return;
-            };
-            let mut stage = ticket.0.lock();
-            if matches!(*stage, Stage::Gone) {
-                continue;
+                state.next_rounds.clear();
             }
-            if let Stage::Waiting(waker) = std::mem::replace(&mut *stage, Stage::Granted) {
-                break waker;
-            }
+            waker
         };
-        drop(state);
-        waker.wake();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
 impl State {
-    /// The first ticket of the first tenant, which goes to the end of the ring.
-    fn next(&mut self) -> Option<Arc<Ticket>> {
-        let tenant = self.ring.pop_front()?;
-        let line = self.waiting.get_mut(&tenant)?;
-        let ticket = line.pop_front();
-        if line.is_empty() {
-            self.waiting.remove(&tenant);
-        } else {
-            self.ring.push_back(tenant);
+    fn line_up(&mut self, tenant: TenantId, round: u64) {
+        self.places += 1;
+        self.order.insert((round, self.places), tenant);
+    }
+
+    /// Grants the next turn; `None`: nobody waits.
+    fn grant(&mut self) -> Option<Waker> {
+        while let Some(((round, _), tenant)) = self.order.pop_first() {
+            let line = self.lines.get_mut(&tenant)?;
+            let waker = line.pop_front().map(|ticket| ticket.grant());
+            let empty = line.is_empty();
+            if empty {
+                self.lines.remove(&tenant);
+            }
+            // Whoever has gone costs the tenant nothing.
+            let Some(Some(waker)) = waker else {
+                if !empty {
+                    self.line_up(tenant, round);
+                }
+                continue;
+            };
+            self.round = round;
+            if self.next_rounds.len() >= TENANTS_REMEMBERED {
+                self.next_rounds.retain(|_, next| *next > round);
+            }
+            self.next_rounds.insert(tenant.clone(), round + 1);
+            if !empty {
+                self.line_up(tenant, round + 1);
+            }
+            return Some(waker);
         }
-        ticket
+        None
+    }
+}
+
+impl Ticket {
+    /// Grants the turn, unless whoever waited has gone.
+    fn grant(&self) -> Option<Waker> {
+        let mut stage = self.0.lock();
+        match std::mem::replace(&mut *stage, Stage::Granted) {
+            Stage::Waiting(waker) => Some(waker),
+            other => {
+                *stage = other;
+                None
+            }
+        }
     }
 }
 
@@ -271,7 +312,7 @@ mod tests {
         calls.push(("quiet", turn(&gate, "quiet")));
         calls.push(("other", turn(&gate, "other")));
         let order = rounds(calls, 300);
-        for window in order[2..].chunks_exact(3) {
+        for window in order[3..].chunks_exact(3) {
             for name in ["busy", "quiet", "other"] {
                 assert_eq!(window.iter().filter(|n| **n == name).count(), 1, "{window:?}");
             }
@@ -285,12 +326,14 @@ mod tests {
         for turn in &mut busy {
             let _ = enters(turn);
         }
+        for (from, to) in [(0, 1), (1, 2)] {
+            busy[from].leave();
+            assert!(enters(&mut busy[to]));
+        }
         let mut quiet = turn(&gate, "quiet");
         assert!(!enters(&mut quiet));
-        busy[0].leave();
-        assert!(enters(&mut busy[1]));
-        busy[1].leave();
-        assert!(enters(&mut quiet), "the second turn that is given back is the newcomer's");
+        busy[2].leave();
+        assert!(enters(&mut quiet), "the next turn that is given back is the newcomer's");
     }
 
     #[test]
@@ -309,7 +352,7 @@ mod tests {
         drop(e);
         drop(d);
         assert_eq!(gate.state.lock().free, 1);
-        assert!(gate.state.lock().waiting.is_empty() && gate.state.lock().ring.is_empty());
+        assert!(gate.state.lock().lines.is_empty() && gate.state.lock().order.is_empty());
     }
 
     #[tokio::test]

@@ -135,12 +135,10 @@ pub(super) async fn run(
         Ok(Ok(Ok(answer))) => Ok(answer),
         Ok(Ok(Err(ending))) => Err(said(ending)),
         Ok(Err(error)) => Err(broke(&call, &limits, started, &error)),
-        Err(_) => {
-            let text = format!("took longer than {} ms: call_limits.wall_ms = {}", limits.wall_ms, limits.wall_ms);
-            Err(failed(&call, FailureKind::WallTime, text))
-        }
+        Err(_) => Err(too_late(&call, &limits, wall)),
     };
     // A call that ended badly after the engine had failed it is not to blame.
+    call.work.waiting_since = None;
     let result = match (result, call.work.engine_error.take()) {
         (Err(_), Some(error)) => Err(CallError::EngineUnavailable(error)),
         (result, _) => result,
@@ -163,6 +161,17 @@ fn store(prepared: &Prepared, call: Call, limits: &CallLimits) -> Store<Call> {
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
     });
     store
+}
+
+/// The wall time is over. If most of it went by in one wait for the engine, that is to blame.
+fn too_late(call: &Call, limits: &CallLimits, wall: Duration) -> CallError {
+    let text = format!("took longer than {} ms: call_limits.wall_ms = {}", limits.wall_ms, limits.wall_ms);
+    match call.work.waiting_since {
+        Some(since) if since.elapsed() >= wall / 2 => {
+            CallError::EngineUnavailable(format!("no answer for {} ms; {text}", since.elapsed().as_millis()))
+        }
+        _ => failed(call, FailureKind::WallTime, text),
+    }
 }
 
 fn said(ending: Ending) -> CallError {

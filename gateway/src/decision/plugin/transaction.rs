@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::collections::btree_map::{BTreeMap, Entry};
+use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -125,6 +127,8 @@ pub(super) struct Work {
     failed: bool,
     /// The first thing that the engine could not answer.
     pub(super) engine_error: Option<String>,
+    /// Since when the call waits for the engine, if it does.
+    pub(super) waiting_since: Option<Instant>,
 }
 
 /// The answer to one that has used up a limit.
@@ -152,6 +156,7 @@ impl Work {
             memberships: 0,
             failed: false,
             engine_error: None,
+            waiting_since: None,
         }
     }
 
@@ -172,8 +177,16 @@ impl Work {
         }
     }
 
-    fn engine(&self) -> Result<Arc<dyn Engine>, Rejection> {
-        self.engine.clone().ok_or(Rejection::Denied)
+    fn engine(&self) -> Result<(Arc<dyn Engine>, TenantId), Rejection> {
+        Ok((self.engine.clone().ok_or(Rejection::Denied)?, self.tenant.clone()))
+    }
+
+    /// Waits for the engine, and notes since when.
+    async fn wait<T>(&mut self, answer: impl Future<Output = Result<T, EngineError>> + Send) -> Result<T, Rejection> {
+        self.waiting_since = Some(Instant::now());
+        let answer = answer.await;
+        self.waiting_since = None;
+        answer.map_err(|error| self.unavailable(&error))
     }
 
     fn unavailable(&mut self, error: &EngineError) -> Rejection {
@@ -216,11 +229,11 @@ impl Work {
             }
         }
         if !unknown.is_empty() {
-            let values = match self.engine()?.read(&self.tenant, &unknown).await {
-                Ok(values) if values.len() == unknown.len() => values,
-                Ok(_) => return Err(self.unavailable(&EngineError::Corrupt("an answer of the wrong length".into()))),
-                Err(error) => return Err(self.unavailable(&error)),
-            };
+            let (engine, tenant) = self.engine()?;
+            let values = self.wait(engine.read(&tenant, &unknown)).await?;
+            if values.len() != unknown.len() {
+                return Err(self.unavailable(&EngineError::Corrupt("an answer of the wrong length".into())));
+            }
             self.reads.extend(unknown.into_iter().zip(values));
         }
         keys.iter().map(|key| self.known(key)).collect()
@@ -278,15 +291,14 @@ impl Work {
         after: Option<&StateKey>,
         limit: usize,
     ) -> Result<crate::engine::KeyPage, Rejection> {
-        let engine = self.engine()?;
-        let page = engine.list_keys(&self.tenant, prefix.as_str(), after.map(StateKey::as_str), limit).await;
-        page.map_err(|error| self.unavailable(&error))
+        let (engine, tenant) = self.engine()?;
+        self.wait(engine.list_keys(&tenant, prefix.as_str(), after.map(StateKey::as_str), limit)).await
     }
 
     /// How many connections are in a room.
     pub(super) async fn count(&mut self, room: &Room) -> Result<usize, Rejection> {
-        let count = self.engine()?.count(&self.tenant, room).await;
-        count.map_err(|error| self.unavailable(&error))
+        let (engine, tenant) = self.engine()?;
+        self.wait(engine.count(&tenant, room)).await
     }
 
     /// The subjects in a room, each once, in order; the same whenever the input asks.
@@ -297,9 +309,9 @@ impl Work {
         if self.users.len() >= PRESENCE_ROOMS_MAX {
             return Err(Rejection::Quota(format!("a call lists the users of at most {PRESENCE_ROOMS_MAX} rooms")));
         }
-        let members = self.engine()?.members(&self.tenant, room, PRESENCE_CONNECTIONS_MAX).await;
-        let mut subjects: Vec<Arc<str>> =
-            members.map_err(|error| self.unavailable(&error))?.into_iter().map(|member| member.subject).collect();
+        let (engine, tenant) = self.engine()?;
+        let members = self.wait(engine.members(&tenant, room, PRESENCE_CONNECTIONS_MAX)).await?;
+        let mut subjects: Vec<Arc<str>> = members.into_iter().map(|member| member.subject).collect();
         subjects.sort_unstable();
         subjects.dedup();
         let users: Arc<[Arc<str>]> = subjects.into();

@@ -1,6 +1,6 @@
 use super::*;
-use crate::engine::embedded::{EmbeddedEngine, Options};
 use crate::engine::Outcome;
+use crate::engine::embedded::{EmbeddedEngine, Options};
 
 fn engine() -> Arc<EmbeddedEngine> {
     EmbeddedEngine::in_memory(Options::default()).unwrap()
