@@ -116,8 +116,9 @@ pub enum Write {
     },
     /// Remove it.
     Delete,
-    /// Add to a decimal counter; absent counts as 0; a value that is not a decimal
-    /// number fails the commit with [`CommitError::NotACounter`](crate::engine::CommitError).
+    /// Add to a decimal counter; absent counts as 0, a time to live goes on. A value or a sum that
+    /// is no decimal number of 64 bits fails the commit with
+    /// [`EngineError::NotACounter`](crate::engine::EngineError::NotACounter).
     Add(i64),
 }
 

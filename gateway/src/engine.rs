@@ -12,6 +12,7 @@
 //! * **Once.** A commit id that was applied is not applied again: the second call answers as
 //!   the first did ([`Outcome::Committed`] with the same position), for at least
 //!   [`COMMIT_ID_KEPT_MS`]. So after [`EngineError::Ambiguous`] the same commit is sent again.
+//!   Where the log has begun anew since, the position is one of the epoch it was done in.
 //! * **Durable before known.** A commit with writes, timers or a fired timer is as durable as
 //!   the engine can make it before its entry is delivered or the call returns. Entries without
 //!   those (relayed publications, joins) may be lost with the process; then the epoch grows, and
@@ -37,6 +38,7 @@ use crate::room::Room;
 use crate::tenant::TenantId;
 
 pub mod embedded;
+mod log;
 pub mod redis;
 
 /// How long a commit id is remembered at least, in milliseconds.

@@ -1,0 +1,306 @@
+//! What every engine promises, as tests. `engine_suite!(embedded, Fixture)` runs them all against
+//! one engine; the promises themselves are in the text of `postern::engine`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use postern::commit::{
+    Commit, CommitId, Effect, Entry, Millis, Position, Publication, StateKey, TimerChange, TimerKey, Versioned, Write,
+};
+use postern::engine::{Engine, Feed, Follower, Outcome};
+use postern::event::Payload;
+use postern::room::Room;
+use postern::tenant::TenantId;
+
+pub(crate) mod log;
+pub(crate) mod people;
+pub(crate) mod state;
+pub(crate) mod timers;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a test waits to see that nothing comes.
+const QUIET: Duration = Duration::from_millis(60);
+
+/// One engine with data of its own: two fixtures share nothing, not even timers.
+#[async_trait]
+pub(crate) trait Fixture: Send + Sync + Sized + 'static {
+    /// An engine with its usual limits.
+    async fn start() -> Self;
+
+    /// An engine whose logs keep about this many entries (at least as many, at most
+    /// 200 more).
+    async fn with_log(entries: usize) -> Self;
+
+    /// The engine under test.
+    fn engine(&self) -> Arc<dyn Engine>;
+
+    /// Another node's engine on the same data; the same engine where there can be one only.
+    async fn another(&self) -> Arc<dyn Engine>;
+
+    /// Lets this much time pass by the engine's clock.
+    async fn pass(&self, ms: Millis);
+
+    /// How long this fixture's engine leases timers.
+    fn lease_ms(&self) -> Millis;
+
+    /// Takes the log away as the worst that may happen does (a restart, a flushed Redis). The
+    /// caller holds no engine while this runs.
+    async fn lose_log(&mut self);
+}
+
+/// Runs every test of the suite against one engine.
+macro_rules! engine_suite {
+    ($engine:ident, $fixture:ty) => {
+        mod $engine {
+            crate::engine_suite::cases! { $fixture, log:
+                a_commit_arrives_whole_at_its_position,
+                concurrent_commits_get_positions_without_holes,
+                every_follower_on_every_node_sees_the_same_order,
+                a_follower_misses_nothing_that_is_committed_while_it_starts,
+                a_commit_without_effects_answers_the_top_and_is_not_in_the_log,
+                the_same_id_twice_is_done_once,
+                the_same_id_at_once_is_done_once,
+                an_abandoned_commit_sent_again_is_done_once,
+                a_range_starts_after_its_position_and_keeps_its_limit,
+                a_range_from_another_epoch_or_beyond_the_top_is_gone,
+                a_range_that_was_trimmed_is_gone,
+                history_is_the_latest_of_one_room_oldest_first,
+                something_ephemeral_reaches_the_followers_and_not_the_log,
+                a_sleeping_follower_gets_everything_the_log_still_holds,
+                a_follower_that_sleeps_through_a_trimmed_log_is_told,
+                a_follower_that_leaves_holds_nobody_up,
+                a_log_that_begins_anew_has_a_larger_epoch_and_says_that_the_old_is_gone,
+            }
+            crate::engine_suite::cases! { $fixture, state:
+                what_was_put_is_read_until_it_is_deleted,
+                every_write_has_a_version_of_its_own,
+                a_commit_whose_reads_still_hold_is_applied,
+                a_changed_read_is_a_conflict,
+                a_key_that_came_to_be_is_a_conflict,
+                a_deleted_read_is_a_conflict,
+                an_expired_read_is_a_conflict,
+                a_conflict_changes_nothing,
+                reads_alone_are_validated_too,
+                a_resent_commit_is_not_refused_for_what_it_changed_itself,
+                of_many_commits_that_read_the_same_one_is_applied,
+                additions_commute,
+                an_addition_to_something_else_than_a_counter_changes_nothing,
+                an_addition_keeps_the_time_to_live,
+                a_key_is_gone_when_its_time_to_live_has_passed,
+                a_new_value_forgets_the_old_time_to_live,
+                keys_are_listed_in_order_page_by_page,
+                tenants_are_apart,
+            }
+            crate::engine_suite::cases! { $fixture, timers:
+                timers_fire_when_they_are_due_earliest_first,
+                a_claimed_timer_is_leased,
+                a_timer_given_back_comes_again_when_asked,
+                a_replaced_timer_fires_once_with_the_new_data,
+                a_cancelled_timer_is_gone,
+                two_claimers_never_get_the_same_timer,
+                a_fired_timer_is_settled_exactly_once,
+                a_settled_timer_can_be_set_again_by_its_own_commit,
+                timers_of_tenants_and_plugins_are_apart,
+            }
+            crate::engine_suite::cases! { $fixture, people:
+                an_arrived_connection_is_in_its_own_rooms_until_it_is_gone,
+                a_user_joins_with_all_connections_of_the_rooms_namespace,
+                joins_of_unknown_connections_count_nobody,
+                members_are_in_order_and_limited,
+                rooms_of_tenants_are_apart,
+                a_session_record_lives_as_long_as_its_last_write_said,
+                sessions_of_tenants_are_apart,
+                an_artifact_is_found_by_its_digest,
+                a_running_engine_says_that_it_is_ready,
+            }
+        }
+    };
+}
+pub(crate) use engine_suite;
+
+macro_rules! cases {
+    ($fixture:ty, $part:ident: $($case:ident),+ $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                crate::engine_suite::$part::$case::<$fixture>().await;
+            }
+        )+
+    };
+}
+pub(crate) use cases;
+
+// What the tests are written in.
+
+fn acme() -> TenantId {
+    TenantId::parse("acme").unwrap()
+}
+
+fn globex() -> TenantId {
+    TenantId::parse("globex").unwrap()
+}
+
+fn room(name: &str) -> Room {
+    Room::parse(name).unwrap()
+}
+
+fn key(name: &str) -> StateKey {
+    StateKey::of("visits", name)
+}
+
+fn timer(name: &str) -> TimerKey {
+    TimerKey { plugin: "visits".into(), name: name.into() }
+}
+
+fn nothing() -> Commit {
+    Commit::new(CommitId::random())
+}
+
+fn publication(to: &str, text: &str) -> Publication {
+    let data = Payload::one(&serde_json::Value::from(text));
+    Publication { room: room(to), event: "said".into(), data, except: None }
+}
+
+fn say(to: &str, text: &str) -> Commit {
+    Commit::publish(publication(to, text))
+}
+
+fn value(bytes: &str) -> Write {
+    Write::Put { value: Bytes::copy_from_slice(bytes.as_bytes()), ttl_ms: None }
+}
+
+fn value_for(bytes: &str, ttl_ms: Millis) -> Write {
+    Write::Put { value: Bytes::copy_from_slice(bytes.as_bytes()), ttl_ms: Some(ttl_ms) }
+}
+
+fn write(name: &str, write: Write) -> Commit {
+    Commit { writes: vec![(key(name), write)], ..nothing() }
+}
+
+fn set_timer(name: &str, after_ms: Millis, data: &str) -> Commit {
+    Commit { timers: vec![(timer(name), TimerChange::Set { after_ms, data: data.into() })], ..nothing() }
+}
+
+/// Reading, committing and following in one word each, for one tenant of one engine.
+struct Tenant {
+    engine: Arc<dyn Engine>,
+    id: TenantId,
+}
+
+impl Tenant {
+    fn of(engine: Arc<dyn Engine>, id: TenantId) -> Tenant {
+        Tenant { engine, id }
+    }
+
+    async fn commit(&self, commit: Commit) -> Outcome {
+        self.engine.commit(&self.id, Arc::new(commit)).await.unwrap()
+    }
+
+    /// Commits what must succeed.
+    async fn apply(&self, commit: Commit) -> Position {
+        match self.commit(commit).await {
+            Outcome::Committed(position) => position,
+            other => panic!("not committed: {other:?}"),
+        }
+    }
+
+    async fn read(&self, name: &str) -> Option<Versioned> {
+        self.engine.read(&self.id, &[key(name)]).await.unwrap().remove(0)
+    }
+
+    async fn text(&self, name: &str) -> Option<String> {
+        self.read(name).await.map(|read| String::from_utf8(read.value.to_vec()).unwrap())
+    }
+
+    /// The read set of one key as it is now.
+    async fn reads(&self, name: &str) -> Vec<(StateKey, Option<postern::commit::Version>)> {
+        vec![(key(name), self.read(name).await.map(|read| read.version))]
+    }
+
+    async fn follow(&self) -> Follower {
+        self.engine.follow(&self.id).await.unwrap()
+    }
+
+    async fn count(&self, name: &str) -> usize {
+        self.engine.count(&self.id, &room(name)).await.unwrap()
+    }
+
+    async fn due(&self) -> Vec<postern::engine::DueTimer> {
+        let due = self.engine.claim_timers(100).await.unwrap();
+        due.into_iter().filter(|timer| timer.tenant == self.id).collect()
+    }
+}
+
+fn texts(entries: &[Arc<Entry>]) -> Vec<String> {
+    let text = |effect: &Effect| match effect {
+        Effect::Publish(publication) => Some(publication.data.first()?.as_str()?.to_owned()),
+        _ => None,
+    };
+    entries.iter().flat_map(|entry| entry.effects.iter().filter_map(text)).collect()
+}
+
+/// What the feed carries next.
+async fn next(follower: &mut Follower) -> Feed {
+    let next = tokio::time::timeout(PATIENCE, follower.feed.recv()).await;
+    next.expect("nothing came").expect("the feed ended")
+}
+
+/// The next entry, which must be the one right after what came before.
+async fn next_entry(follower: &mut Follower) -> Arc<Entry> {
+    loop {
+        match next(follower).await {
+            Feed::Entry(entry) => {
+                assert!(follows(follower.position, entry.position), "{} → {}", follower.position, entry.position);
+                follower.position = entry.position;
+                return entry;
+            }
+            Feed::Ephemeral(_) => {}
+            Feed::Reset(position) => panic!("reset to {position}"),
+        }
+    }
+}
+
+async fn next_entries(follower: &mut Follower, count: usize) -> Vec<Arc<Entry>> {
+    let mut entries = Vec::with_capacity(count);
+    for _ in 0..count {
+        entries.push(next_entry(follower).await);
+    }
+    entries
+}
+
+/// Nothing more is in the feed.
+async fn assert_quiet(follower: &mut Follower) {
+    if let Ok(Some(feed)) = tokio::time::timeout(QUIET, follower.feed.recv()).await {
+        panic!("nothing was to come, but {feed:?} did");
+    }
+}
+
+fn follows(before: Position, after: Position) -> bool {
+    after == before.next() || (after.epoch > before.epoch && after.seq == 1)
+}
+
+/// Some facts are known to all nodes a moment later only.
+async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !check().await {
+        assert!(tokio::time::Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Runs `task` `count` times at once and answers what they answered.
+async fn at_once<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    count: usize,
+    task: impl Fn(usize) -> F,
+) -> Vec<T> {
+    let mut tasks = tokio::task::JoinSet::new();
+    for n in 0..count {
+        tasks.spawn(task(n));
+    }
+    tasks.join_all().await
+}
