@@ -212,7 +212,7 @@ async fn every_limit_that_is_broken_is_named() {
     assert!(kind == FailureKind::Memory && text.contains("call_limits.memory_bytes = 16777216"), "{kind:?} {text}");
     let (kind, text) = world.fails("flood", Value::Null).await;
     assert!(kind == FailureKind::HostCalls && text.contains("call_limits.host_calls = 1000"), "{kind:?} {text}");
-    let (kind, text) = world.fails("huge_reply", json!(4 << 20)).await;
+    let (kind, text) = world.fails("huge_reply", json!(2 << 20)).await;
     assert!(kind == FailureKind::Output && text.contains("call_limits.output_bytes = 1048576"), "{kind:?} {text}");
     let (kind, text) = world.fails("stack", Value::Null).await;
     assert!(kind == FailureKind::Stack || kind == FailureKind::Trap, "{kind:?} {text}");
@@ -317,6 +317,19 @@ async fn an_engine_that_is_away_is_not_the_plugins_fault() {
     let (result, parts) = world.order(&harm, "slow_read", Value::Null).await;
     assert!(matches!(result, Err(CallError::EngineUnavailable(_))), "{result:?}");
     assert_nothing_done(&parts);
+}
+
+#[tokio::test]
+async fn a_panic_in_the_gateway_ends_one_call_and_nothing_else() {
+    let embedded = EmbeddedEngine::in_memory(Options::default()).unwrap();
+    let world = world_on(SlowEngine::panicking(embedded), CallLimits::default());
+    let harm = world.harm().await;
+    for _ in 0..3 {
+        let (result, parts) = world.order(&harm, "slow_read", Value::Null).await;
+        assert!(matches!(result, Err(CallError::Failed(failure)) if failure.kind == FailureKind::Internal));
+        assert_nothing_done(&parts);
+    }
+    assert_eq!(world.order(&harm, "count_add", Value::Null).await.0, Ok(()));
 }
 
 #[tokio::test]
