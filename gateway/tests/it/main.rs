@@ -3,3 +3,4 @@
 
 mod embedded;
 mod engine_suite;
+mod plugin_host;

@@ -1,0 +1,57 @@
+//! What a fresh plugin call costs without the commit: the echo of `bench`, median over many.
+//! `cargo bench --profile dev --bench plugin_call`.
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use postern::cli::plugin_build::build_reference;
+use postern::commit::CommitId;
+use postern::decision::plugin::{Host, HostSettings, Invocation, Transaction};
+use postern::engine::embedded::{EmbeddedEngine, Options};
+use postern::event::{Event, Payload};
+use postern::tenant::{CallLimits, PluginSettings, Role, TenantId};
+
+const CALLS: usize = 20_000;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let components = root.join("target/components");
+    build_reference(root, &components, &mut |line| println!("{line}")).unwrap();
+    let component = std::fs::read(components.join("bench.wasm")).unwrap();
+    let tenant = TenantId::parse("bench").unwrap();
+    let settings = PluginSettings {
+        name: "bench".into(),
+        role: Role::Handler,
+        component: "bench.wasm".into(),
+        events: None,
+        settings: Default::default(),
+    };
+    let limits = Arc::new(CallLimits::default());
+    let engine = EmbeddedEngine::in_memory(Options::default()).unwrap();
+    let host = Host::new(HostSettings::default()).unwrap();
+    let plugin = host.load(&tenant, &settings, &limits, component.into()).await.unwrap();
+    let event = Event {
+        name: "echo".into(),
+        namespace: "/".into(),
+        data: Payload::one(&serde_json::json!({ "flat_id": "a1", "visitor_name": "Asha", "purpose": "delivery" })),
+        sender: None,
+    };
+    let mut took = Vec::with_capacity(CALLS);
+    for _ in 0..CALLS {
+        let invocation = Invocation { id: CommitId::random(), attempt: 1, now: 0 };
+        let mut tx = Transaction::new(engine.clone(), tenant.clone(), limits.clone(), invocation);
+        let begun = Instant::now();
+        plugin.handle(&mut tx, &event).await.unwrap();
+        took.push(begun.elapsed());
+        assert!(tx.into_parts().reply.is_some());
+    }
+    took.sort();
+    println!(
+        "fresh call, one after the other: median {:.1} µs, p99 {:.1} µs",
+        took[CALLS / 2].as_secs_f64() * 1e6,
+        took[CALLS * 99 / 100].as_secs_f64() * 1e6
+    );
+}

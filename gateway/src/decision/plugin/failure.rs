@@ -1,0 +1,198 @@
+//! How a call ends when it does not end well.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::event::Refusal;
+
+/// The function of a component that is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Hook {
+    /// `describe.info`.
+    Describe,
+    /// `authorization.connect`.
+    Connect,
+    /// `authorization.join`.
+    Join,
+    /// `routing.route`.
+    Route,
+    /// `events.handle`.
+    Handle,
+    /// `timer-events.fire`.
+    Fire,
+    /// `connection-events.connected`.
+    Connected,
+    /// `connection-events.disconnected`.
+    Disconnected,
+}
+
+impl Hook {
+    /// How many there are.
+    pub(super) const COUNT: usize = 8;
+
+    /// Its name in the contract; the metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Hook::Describe => "describe.info",
+            Hook::Connect => "authorization.connect",
+            Hook::Join => "authorization.join",
+            Hook::Route => "routing.route",
+            Hook::Handle => "events.handle",
+            Hook::Fire => "timer-events.fire",
+            Hook::Connected => "connection-events.connected",
+            Hook::Disconnected => "connection-events.disconnected",
+        }
+    }
+
+    /// May it change anything? Decisions about who and where are pure.
+    pub fn may_write(self) -> bool {
+        matches!(self, Hook::Handle | Hook::Fire | Hook::Connected | Hook::Disconnected)
+    }
+
+    /// May it read the tenant's data? Only a description has no capability at all.
+    pub fn may_read(self) -> bool {
+        self != Hook::Describe
+    }
+}
+
+/// Why a call has no result. Whatever it is, nothing that the transaction buffered takes effect.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CallError {
+    /// The component refused; the client is told.
+    #[error("refused: {}: {}", .0.code, .0.message)]
+    Refused(Refusal),
+    /// The component asks to be called again later.
+    #[error("to be tried again later: {0}")]
+    Retry(String),
+    /// The component says that the input or itself is broken.
+    #[error("failed for good: {0}")]
+    Fatal(String),
+    /// The component broke down or broke a limit. Counts against it.
+    #[error("{0}")]
+    Failed(Failure),
+    /// It was not called: too much is going on. Names the limit and the setting.
+    #[error("{0}")]
+    Overloaded(String),
+    /// The engine could not answer a read of the call, which then did not end well. Does not count
+    /// against the component.
+    #[error("the engine is not available: {0}")]
+    EngineUnavailable(String),
+}
+
+/// What went wrong in a component.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The plugin's name within its tenant.
+    pub plugin: Arc<str>,
+    /// What was called.
+    pub hook: Hook,
+    /// What kind of failure.
+    pub kind: FailureKind,
+    /// For the tenant's developer: names the limit, the value and the setting where there is one.
+    /// Without control characters.
+    pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "plugin `{}` failed in {}: {}", self.plugin, self.hook.name(), self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// It trapped: a panic, a division by zero, an access out of bounds.
+    Trap,
+    /// It computed longer than `call_limits.cpu_ms`.
+    CpuTime,
+    /// It took longer than `call_limits.wall_ms`, waiting included.
+    WallTime,
+    /// It wanted more memory than `call_limits.memory_bytes`, or more table elements, and did not cope.
+    Memory,
+    /// Its calls nested too deeply.
+    Stack,
+    /// It called the gateway more often than `call_limits.host_calls`.
+    HostCalls,
+    /// It handed over more at once than `call_limits.output_bytes` allows.
+    Output,
+    /// It could not be instantiated.
+    Start,
+    /// Its answer breaks the contract, for example a room name that is none.
+    BadAnswer,
+    /// It does not export what was to be called.
+    NotExported,
+    /// The gateway itself panicked while serving it, or the call was abandoned.
+    Internal,
+}
+
+impl FailureKind {
+    /// The metric's label.
+    pub fn word(self) -> &'static str {
+        match self {
+            FailureKind::Trap => "trap",
+            FailureKind::CpuTime => "cpu_time",
+            FailureKind::WallTime => "wall_time",
+            FailureKind::Memory => "memory",
+            FailureKind::Stack => "stack",
+            FailureKind::HostCalls => "host_calls",
+            FailureKind::Output => "output",
+            FailureKind::Start => "start",
+            FailureKind::BadAnswer => "bad_answer",
+            FailureKind::NotExported => "not_exported",
+            FailureKind::Internal => "internal",
+        }
+    }
+}
+
+impl CallError {
+    /// The metric's label.
+    pub fn word(&self) -> &'static str {
+        match self {
+            CallError::Refused(_) => "refused",
+            CallError::Retry(_) => "retry",
+            CallError::Fatal(_) => "fatal",
+            CallError::Failed(failure) => failure.kind.word(),
+            CallError::Overloaded(_) => "overloaded",
+            CallError::EngineUnavailable(_) => "engine_unavailable",
+        }
+    }
+}
+
+/// The longest code of a refusal, in bytes.
+pub const REFUSAL_CODE_BYTES_MAX: usize = 64;
+
+/// The longest text that is taken from a component for people to read, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 1_024;
+
+/// A component's text made safe for logs and terminals: control characters escaped, cut.
+pub(super) fn tame(text: &str, bytes_max: usize) -> String {
+    let mut tamed = String::with_capacity(text.len().min(bytes_max));
+    for c in text.chars() {
+        let start = tamed.len();
+        if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') {
+            tamed.extend(c.escape_default());
+        } else {
+            tamed.push(c);
+        }
+        if tamed.len() > bytes_max {
+            tamed.truncate(start);
+            break;
+        }
+    }
+    tamed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_components_text_cannot_break_a_log_line_nor_be_longer_than_allowed() {
+        assert_eq!(tame("a\n\u{1b}[31mb\u{202e}", 100), "a\\n\\u{1b}[31mb\\u{202e}");
+        assert_eq!(tame("ééé", 5), "éé");
+        assert_eq!(tame("ab\n", 3), "ab");
+    }
+}

@@ -1,0 +1,7 @@
+//! `config`: the settings that the tenant gave the plugin.
+
+use super::Call;
+
+pub(in super::super) fn get(call: &Call, name: &str) -> Option<String> {
+    if call.hook.may_read() { call.settings.get(name).cloned() } else { None }
+}

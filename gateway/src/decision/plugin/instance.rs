@@ -1,0 +1,275 @@
+//! One call: a fresh instance, its limits, and what is made of its end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use wasmtime::component::{Instance, InstancePre};
+use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store, Trap, UpdateDeadline, WasmBacktrace};
+
+use super::bindings::{self, Answer, Ending, Input, Links};
+use super::engine::{STACK_BYTES, TABLE_ELEMENTS_MAX};
+use super::failure::{CallError, Failure, FailureKind, MESSAGE_BYTES_MAX, tame};
+use super::gate::{Gate, Metered};
+use super::host::Call;
+use crate::tenant::CallLimits;
+
+/// What one call to the gateway may carry beyond `output_bytes`, in bytes, so that a little too
+/// much is answered and only a lot too much ends the call.
+const OUTPUT_SLACK_BYTES: usize = 64 << 10;
+
+/// Handles of the component model that an instance may hold; the contract has none.
+const HANDLES_MAX: usize = 64;
+
+/// Table elements, over all tables of an instance.
+const TABLE_ELEMENTS_ALL_MAX: usize = 2 * TABLE_ELEMENTS_MAX;
+
+/// Functions named in the message of a trap.
+const FRAMES_TOLD: usize = 4;
+
+/// Keeps an instance's memory within bounds, and remembers when it had to.
+#[derive(Debug)]
+pub(super) struct Limiter {
+    memory_bytes_max: usize,
+    memory_bytes: usize,
+    table_elements: usize,
+    granted: usize,
+    refused: Option<Refused>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Refused {
+    Memory(usize),
+    Table(usize),
+}
+
+impl Limiter {
+    pub(super) fn new(memory_bytes_max: usize) -> Limiter {
+        Limiter { memory_bytes_max, memory_bytes: 0, table_elements: 0, granted: 0, refused: None }
+    }
+
+    /// All linear memories together, in bytes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        self.granted = desired.saturating_sub(current);
+        let total = self.memory_bytes.saturating_add(self.granted);
+        if total > self.memory_bytes_max {
+            self.granted = 0;
+            self.refused = Some(Refused::Memory(total));
+            return Ok(false);
+        }
+        self.memory_bytes = total;
+        Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_bytes -= std::mem::take(&mut self.granted);
+        Ok(())
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let total = self.table_elements.saturating_add(desired.saturating_sub(current));
+        if total > TABLE_ELEMENTS_ALL_MAX {
+            self.refused = Some(Refused::Table(total));
+            return Ok(false);
+        }
+        self.table_elements = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        64
+    }
+
+    fn tables(&self) -> usize {
+        64
+    }
+
+    fn memories(&self) -> usize {
+        16
+    }
+}
+
+/// The computing time is spent.
+#[derive(Debug, thiserror::Error)]
+#[error("the computing time is spent")]
+struct OutOfTime;
+
+/// One call to the gateway too many.
+#[derive(Debug, thiserror::Error)]
+#[error("too many calls to the gateway")]
+pub(super) struct Flood;
+
+/// What is the same for every call of a plugin.
+pub(super) struct Prepared {
+    pub(super) pre: InstancePre<Call>,
+    pub(super) links: Links,
+}
+
+/// Runs one call in an instance of its own. Belongs on the decision runtime. The instance is gone
+/// when this returns, whatever happened; what the call did is in the `Call`.
+pub(super) async fn run(
+    prepared: Arc<Prepared>,
+    gate: Arc<Gate>,
+    call: Call,
+    input: Input,
+    wall: Duration,
+) -> (Call, Result<Answer, CallError>) {
+    let limits = call.work.limits.clone();
+    let (tenant, meter) = (call.work.tenant.clone(), call.meter.clone());
+    let mut store = store(&prepared, call, &limits);
+    let mut started = false;
+    let work = Box::pin(async {
+        let instance: Instance = prepared.pre.instantiate_async(&mut store).await?;
+        started = true;
+        bindings::invoke(&prepared.links, &mut store, &instance, input).await
+    });
+    let end = timeout(wall, Metered::new(work, &gate, &tenant, &meter)).await;
+    let mut call = store.into_data();
+    let result = match end {
+        Ok(Ok(Ok(answer))) => Ok(answer),
+        Ok(Ok(Err(ending))) => Err(said(ending)),
+        Ok(Err(error)) => Err(broke(&call, &limits, started, &error)),
+        Err(_) => Err(too_late(&call, &limits, wall)),
+    };
+    // A call that ended badly after the engine had failed it is not to blame.
+    call.work.waiting_since = None;
+    let result = match (result, call.work.engine_error.take()) {
+        (Err(_), Some(error)) => Err(CallError::EngineUnavailable(error)),
+        (result, _) => result,
+    };
+    (call, result)
+}
+
+fn store(prepared: &Prepared, call: Call, limits: &CallLimits) -> Store<Call> {
+    let meter = call.meter.clone();
+    let budget = Duration::from_millis(limits.cpu_ms.into());
+    let mut store = Store::new(prepared.pre.engine(), call);
+    store.limiter(|call| &mut call.limiter);
+    store.set_hostcall_fuel(limits.output_bytes.saturating_add(OUTPUT_SLACK_BYTES));
+    store.set_max_component_handles(HANDLES_MAX);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(move |_| {
+        if meter.spent() >= budget {
+            return Err(OutOfTime.into());
+        }
+        Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+    });
+    store
+}
+
+/// The wall time is over. If most of it went by in one wait for the engine, that is to blame.
+fn too_late(call: &Call, limits: &CallLimits, wall: Duration) -> CallError {
+    let text = format!("took longer than {} ms: call_limits.wall_ms = {}", limits.wall_ms, limits.wall_ms);
+    match call.work.waiting_since {
+        Some(since) if since.elapsed() >= wall / 2 => {
+            CallError::EngineUnavailable(format!("no answer for {} ms; {text}", since.elapsed().as_millis()))
+        }
+        _ => failed(call, FailureKind::WallTime, text),
+    }
+}
+
+fn said(ending: Ending) -> CallError {
+    match ending {
+        Ending::Refused(refusal) => CallError::Refused(refusal),
+        Ending::Retry(text) => CallError::Retry(tame(&text, MESSAGE_BYTES_MAX)),
+        Ending::Fatal(text) => CallError::Fatal(tame(&text, MESSAGE_BYTES_MAX)),
+    }
+}
+
+pub(super) fn failed(call: &Call, kind: FailureKind, message: String) -> CallError {
+    CallError::Failed(Failure { plugin: call.plugin.clone(), hook: call.hook, kind, message })
+}
+
+/// What a broken call is to be called.
+fn broke(call: &Call, limits: &CallLimits, started: bool, error: &wasmtime::Error) -> CallError {
+    if error.is::<PoolConcurrencyLimitError>() {
+        return CallError::Overloaded(format!("no place for another instance (plugins.instances): {error:#}"));
+    }
+    let (kind, text) = kind(call, limits, started, error);
+    failed(call, kind, text)
+}
+
+fn kind(call: &Call, limits: &CallLimits, started: bool, error: &wasmtime::Error) -> (FailureKind, String) {
+    if error.is::<OutOfTime>() {
+        let text = format!("computed longer than {} ms: call_limits.cpu_ms = {}", limits.cpu_ms, limits.cpu_ms);
+        return (FailureKind::CpuTime, text);
+    }
+    if error.is::<Flood>() {
+        let limit = limits.host_calls;
+        let text = format!("called the gateway more than {limit} times: call_limits.host_calls = {limit}");
+        return (FailureKind::HostCalls, text);
+    }
+    if let Some(refused) = call.limiter.refused {
+        let text = match refused {
+            Refused::Memory(wanted) => {
+                let limit = limits.memory_bytes;
+                format!("wanted {wanted} bytes of memory: call_limits.memory_bytes = {limit}")
+            }
+            Refused::Table(wanted) => {
+                format!("wanted {wanted} table elements; a component has at most {TABLE_ELEMENTS_ALL_MAX}")
+            }
+        };
+        return (FailureKind::Memory, text);
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::StackOverflow) => {
+            (FailureKind::Stack, format!("its calls nest deeper than {STACK_BYTES} bytes of stack{}", place(error)))
+        }
+        Some(trap) => (FailureKind::Trap, format!("{trap}{}", place(error))),
+        None if is_out_of_fuel(error) => {
+            let limit = limits.output_bytes;
+            let text = format!("handed over more than {limit} bytes at once: call_limits.output_bytes = {limit}");
+            (FailureKind::Output, text)
+        }
+        None if !started => (FailureKind::Start, tame(&format!("{error:#}"), MESSAGE_BYTES_MAX)),
+        None => (FailureKind::BadAnswer, tame(&format!("{error:#}"), MESSAGE_BYTES_MAX)),
+    }
+}
+
+/// wasmtime does not name this error's type.
+fn is_out_of_fuel(error: &wasmtime::Error) -> bool {
+    error.chain().any(|cause| cause.to_string().contains("fuel allocated for hostcalls"))
+}
+
+/// Where it trapped: the innermost functions that have a name.
+fn place(error: &wasmtime::Error) -> String {
+    let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() else {
+        return String::new();
+    };
+    let names: Vec<String> = backtrace
+        .frames()
+        .iter()
+        .filter_map(|frame| frame.func_name())
+        .map(|name| tame(&wasmtime_name(name), 128))
+        .take(FRAMES_TOLD)
+        .collect();
+    if names.is_empty() { String::new() } else { format!(" in {}", names.join(" < ")) }
+}
+
+/// A mangled Rust name without its hash says enough; others are told as they are.
+fn wasmtime_name(name: &str) -> String {
+    let short = name.rsplit_once("17h").map_or(name, |(short, _)| short);
+    short.strip_prefix("_ZN").unwrap_or(short).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_counted_over_all_memories_and_given_back_when_growing_fails() {
+        let mut limiter = Limiter::new(1_000);
+        assert!(limiter.memory_growing(0, 600, None).unwrap());
+        assert!(!limiter.memory_growing(0, 600, None).unwrap());
+        assert!(matches!(limiter.refused, Some(Refused::Memory(1_200))));
+        assert!(limiter.memory_growing(0, 400, None).unwrap());
+        limiter.memory_grow_failed(wasmtime::Error::msg("no")).unwrap();
+        assert_eq!(limiter.memory_bytes(), 600);
+    }
+}

@@ -1,0 +1,82 @@
+//! What a plugin costs, as metrics. Labels are names from the tenant's file and closed lists,
+//! never a component's words.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram};
+
+use super::failure::Hook;
+
+/// The handles of one plugin, looked up once.
+pub(super) struct Metering {
+    tenant: String,
+    plugin: String,
+    hooks: [OnceLock<HookMetrics>; Hook::COUNT],
+    cpu: OnceLock<Counter>,
+    memory: OnceLock<Gauge>,
+    peak_bytes: AtomicUsize,
+}
+
+struct HookMetrics {
+    ok: Counter,
+    seconds: Histogram,
+}
+
+impl Metering {
+    pub(super) fn new(tenant: &str, plugin: &str) -> Metering {
+        Metering {
+            tenant: tenant.into(),
+            plugin: plugin.into(),
+            hooks: [const { OnceLock::new() }; Hook::COUNT],
+            cpu: OnceLock::new(),
+            memory: OnceLock::new(),
+            peak_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// Counts one call; `outcome` is from a closed list.
+    pub(super) fn call(&self, hook: Hook, outcome: &'static str, took: Duration) {
+        let handles = self.hooks[hook as usize].get_or_init(|| HookMetrics {
+            ok: self.calls(hook, "ok"),
+            seconds: metrics::histogram!(
+                "plugin_call_seconds",
+                "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone(), "hook" => hook.name()
+            ),
+        });
+        if outcome == "ok" {
+            handles.ok.increment(1);
+        } else {
+            self.calls(hook, outcome).increment(1);
+        }
+        handles.seconds.record(took.as_secs_f64());
+    }
+
+    /// Adds what an instance used.
+    pub(super) fn used(&self, cpu: Duration, memory_bytes: usize) {
+        let counter = self.cpu.get_or_init(|| {
+            metrics::counter!(
+                "plugin_cpu_microseconds_total", "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone()
+            )
+        });
+        counter.increment(u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX));
+        if self.peak_bytes.fetch_max(memory_bytes, Ordering::Relaxed) < memory_bytes {
+            let gauge = self.memory.get_or_init(|| {
+                metrics::gauge!(
+                    "plugin_memory_peak_bytes", "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone()
+                )
+            });
+            #[expect(clippy::cast_precision_loss, reason = "memories are far below 2^52 bytes")]
+            gauge.set(memory_bytes as f64);
+        }
+    }
+
+    fn calls(&self, hook: Hook, outcome: &'static str) -> Counter {
+        metrics::counter!(
+            "plugin_calls_total",
+            "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone(),
+            "hook" => hook.name(), "outcome" => outcome
+        )
+    }
+}

@@ -1,0 +1,100 @@
+//! A real engine whose reads take their time, or that is away, or has a bug.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use postern::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Versioned};
+use postern::engine::{DueTimer, Engine, EngineError, Follower, KeyPage, Member, Outcome, Range};
+use postern::room::Room;
+use postern::tenant::TenantId;
+
+type Answer<T> = Result<T, EngineError>;
+
+pub(super) struct SlowEngine {
+    inner: Arc<dyn Engine>,
+    reads: Reads,
+}
+
+enum Reads {
+    Take(Duration),
+    AreNotAnswered,
+    Panic,
+}
+
+impl SlowEngine {
+    pub(super) fn new(inner: Arc<dyn Engine>, delay: Duration) -> Arc<SlowEngine> {
+        Arc::new(SlowEngine { inner, reads: Reads::Take(delay) })
+    }
+
+    pub(super) fn away(inner: Arc<dyn Engine>) -> Arc<SlowEngine> {
+        Arc::new(SlowEngine { inner, reads: Reads::AreNotAnswered })
+    }
+
+    pub(super) fn panicking(inner: Arc<dyn Engine>) -> Arc<SlowEngine> {
+        Arc::new(SlowEngine { inner, reads: Reads::Panic })
+    }
+}
+
+#[async_trait::async_trait]
+impl Engine for SlowEngine {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Answer<Outcome> {
+        self.inner.commit(tenant, commit).await
+    }
+    async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Answer<()> {
+        self.inner.publish_ephemeral(tenant, publication).await
+    }
+    async fn follow(&self, tenant: &TenantId) -> Answer<Follower> {
+        self.inner.follow(tenant).await
+    }
+    async fn range(&self, tenant: &TenantId, after: Position, limit: usize) -> Answer<Range> {
+        self.inner.range(tenant, after, limit).await
+    }
+    async fn history(
+        &self,
+        tenant: &TenantId,
+        room: &Room,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Answer<Vec<Arc<Entry>>> {
+        self.inner.history(tenant, room, before, limit).await
+    }
+    async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Answer<Vec<Option<Versioned>>> {
+        match self.reads {
+            Reads::Take(delay) => tokio::time::sleep(delay).await,
+            Reads::AreNotAnswered => return Err(EngineError::Unavailable("as the test has it".into())),
+            Reads::Panic => panic!("as the test has it"),
+        }
+        self.inner.read(tenant, keys).await
+    }
+    async fn list_keys(&self, tenant: &TenantId, prefix: &str, after: Option<&str>, limit: usize) -> Answer<KeyPage> {
+        self.inner.list_keys(tenant, prefix, after, limit).await
+    }
+    async fn claim_timers(&self, limit: usize) -> Answer<Vec<DueTimer>> {
+        self.inner.claim_timers(limit).await
+    }
+    async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Answer<()> {
+        self.inner.release_timer(timer, after_ms).await
+    }
+    async fn session(&self, tenant: &TenantId, session: &str) -> Answer<Option<SessionRecord>> {
+        self.inner.session(tenant, session).await
+    }
+    async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Answer<Vec<Member>> {
+        self.inner.members(tenant, room, limit).await
+    }
+    async fn count(&self, tenant: &TenantId, room: &Room) -> Answer<usize> {
+        self.inner.count(tenant, room).await
+    }
+    async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Answer<()> {
+        self.inner.put_artifact(digest, bytes).await
+    }
+    async fn artifact(&self, digest: &str) -> Answer<Option<Bytes>> {
+        self.inner.artifact(digest).await
+    }
+    async fn ping(&self) -> Answer<()> {
+        self.inner.ping().await
+    }
+}
