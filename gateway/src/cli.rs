@@ -8,6 +8,8 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::Flags;
 
 pub mod check;
+pub mod plugin_build;
+pub mod serve;
 pub mod token;
 
 /// The version of the plugins' contract, `wit/`.

@@ -90,6 +90,13 @@ endings! {
 /// What is added to the reconnect advice so that clients do not come back all at once.
 pub const RECONNECT_JITTER_MAX: Duration = Duration::from_secs(5);
 
+/// A random time from nothing to `max`, so that many do not do the same thing at once.
+pub fn jitter(max: Duration) -> Duration {
+    // Without randomness everybody waits the same: worse, but no reason to fail.
+    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
+    max.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

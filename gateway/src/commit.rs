@@ -14,6 +14,19 @@ use crate::room::Room;
 /// Milliseconds; points in time count from the Unix epoch.
 pub type Millis = u64;
 
+/// The present, by this machine's clock.
+pub fn now_ms() -> Millis {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Seconds from a point in time until now; 0 when it lies ahead.
+pub fn seconds_since(then: Millis) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a lag is far below 2^52 milliseconds")]
+    let milliseconds = now_ms().saturating_sub(then) as f64;
+    milliseconds / 1_000.0
+}
+
 /// A place in a tenant's log. `epoch` grows whenever the log starts anew, `seq` counts
 /// from 1 within it without holes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -40,6 +53,36 @@ impl Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+/// How far a client has come: an entry, or one of its publications when it holds several.
+/// A client that has only some of them has not seen the entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cursor {
+    /// The entry.
+    pub position: Position,
+    /// The publication's number within the entry, from 0; `None`: the last one, the entry is whole.
+    pub part: Option<usize>,
+}
+
+impl Cursor {
+    /// Reads `<epoch>-<seq>` or `<epoch>-<seq>.<part>`.
+    pub fn parse(text: &str) -> Option<Cursor> {
+        let (position, part) = match text.split_once('.') {
+            Some((position, part)) => (position, Some(part.parse().ok()?)),
+            None => (text, None),
+        };
+        Some(Cursor { position: Position::parse(position)?, part })
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.part {
+            Some(part) => write!(f, "{}.{part}", self.position),
+            None => write!(f, "{}", self.position),
+        }
     }
 }
 

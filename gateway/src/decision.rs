@@ -1,4 +1,359 @@
 //! Act 2: events become commits.
+//!
+//! Every input is a transaction: plugins run in fresh sandboxes, what they do is buffered, and
+//! one commit applies it if nothing that they read has changed; otherwise they run again.
 
+pub mod authorization;
+pub mod conflict;
+pub mod pipeline;
 pub mod plugin;
+mod relay;
 pub mod token;
+
+use std::sync::Arc;
+
+use crate::client::Client;
+use crate::commit::{
+    Commit, CommitId, Effect, FiredTimer, Grant, Position, Publication, SessionRecord, StateKey, Who, now_ms,
+};
+use crate::engine::{DueTimer, Engine, EngineError, Outcome};
+use crate::event::{Event, Payload, Refusal};
+use crate::room::Room;
+use crate::tenant::{CallLimits, TenantId};
+use conflict::Conflicts;
+use pipeline::{Pipeline, Route};
+use plugin::{CallError, Invocation, Transaction};
+
+/// How often a commit whose outcome is unknown is sent again before the client is told.
+const AMBIGUOUS_RESENDS_MAX: u32 = 3;
+
+/// What an input came to.
+#[derive(Debug)]
+pub struct Decided {
+    /// Where its entry is in the log; the log's top when it had no effects; `None` when there was
+    /// nothing to commit.
+    pub position: Option<Position>,
+    /// The answer to whoever caused it.
+    pub reply: Option<Payload>,
+    /// Did it change memberships? Then the answer waits until this node has applied them.
+    pub memberships: bool,
+    /// Rooms that were joined, with what was granted.
+    pub joined: Vec<(Room, Grant)>,
+    /// Rooms that were not, with the reason.
+    pub refused: Vec<(Room, Refusal)>,
+}
+
+/// Why an input came to nothing. Nothing it did took effect.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Undecided {
+    /// A plugin or the gateway said no.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
+    /// A plugin failed, or asked to be tried again, or too much waits.
+    #[error("{}", .0.message)]
+    Failed(Refusal),
+    /// The engine does not answer.
+    #[error("{}", .0.message)]
+    Engine(Refusal),
+    /// The timer that fired was replaced, cancelled or settled meanwhile.
+    #[error("the timer is gone")]
+    TimerGone,
+}
+
+impl Undecided {
+    /// As the client is told.
+    pub fn into_refusal(self) -> Refusal {
+        match self {
+            Undecided::Refused(refusal) | Undecided::Failed(refusal) | Undecided::Engine(refusal) => refusal,
+            Undecided::TimerGone => Refusal::new("timer_gone", "the timer was settled meanwhile"),
+        }
+    }
+}
+
+impl From<CallError> for Undecided {
+    fn from(error: CallError) -> Undecided {
+        match error {
+            CallError::Refused(refusal) => Undecided::Refused(refusal),
+            CallError::Overloaded(message) => {
+                Undecided::Failed(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("overloaded", message) })
+            }
+            CallError::Retry(message) => {
+                Undecided::Failed(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("unavailable", message) })
+            }
+            CallError::Fatal(message) => Undecided::Failed(Refusal::new("plugin_failed", message)),
+            CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.to_string())),
+            CallError::EngineUnavailable(message) => engine_unavailable(&message),
+        }
+    }
+}
+
+fn engine_unavailable(message: &str) -> Undecided {
+    let text = format!("the engine is not available: {message}");
+    Undecided::Engine(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("engine_unavailable", text) })
+}
+
+/// Everything that can happen to a tenant, as a transaction.
+pub enum Input<'a> {
+    /// A client wants in.
+    Connect {
+        /// Who.
+        who: &'a Client,
+        /// Its record, without rooms yet.
+        session: SessionRecord,
+    },
+    /// A client wants to join rooms, in one step: those that are refused do not hinder the others.
+    Join {
+        /// Who.
+        who: &'a Client,
+        /// The rooms, each with what the client sent along.
+        wanted: &'a [(Room, Option<Payload>)],
+        /// Its record as it was before.
+        session: SessionRecord,
+    },
+    /// A client or a back end says something.
+    Event {
+        /// What.
+        event: &'a Event,
+        /// May the sender publish straight to this room?
+        may_publish: &'a (dyn Fn(&Room) -> bool + Send + Sync),
+    },
+    /// A timer's time has come.
+    Timer(&'a DueTimer),
+    /// A connection is open.
+    Connected {
+        /// Whose.
+        who: &'a Client,
+        /// How it came, one JSON object.
+        handshake: &'a str,
+    },
+}
+
+/// What the gateway itself adds to the commit of an input, beside what plugins did.
+#[derive(Debug, Default)]
+struct Additions {
+    effects: Vec<Effect>,
+    session: Option<SessionRecord>,
+    fired: Option<FiredTimer>,
+    reply: Option<Payload>,
+    joined: Vec<(Room, Grant)>,
+    refused: Vec<(Room, Refusal)>,
+}
+
+/// Runs inputs of one tenant to their commit.
+#[derive(Clone)]
+pub struct Decisions {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Where commits go.
+    pub engine: Arc<dyn Engine>,
+    /// What one input may use up.
+    pub limits: Arc<CallLimits>,
+    conflicts: Arc<Conflicts>,
+}
+
+impl Decisions {
+    /// For one tenant.
+    pub fn new(tenant: TenantId, engine: Arc<dyn Engine>, limits: CallLimits) -> Decisions {
+        Decisions { tenant, engine, limits: Arc::new(limits), conflicts: Arc::default() }
+    }
+
+    /// Runs an input: plugins within a transaction, then its commit; again, in fresh instances,
+    /// while what it read has changed meanwhile. Losers of a conflict queue per key.
+    pub async fn run(&self, pipeline: &Pipeline, input: Input<'_>) -> Result<Decided, Undecided> {
+        let id = CommitId::random();
+        let now = now_ms();
+        let mut turn = None;
+        for attempt in 1..=self.limits.attempts {
+            let invocation = Invocation { id: id.clone(), attempt, now };
+            let mut transaction =
+                Transaction::new(self.engine.clone(), self.tenant.clone(), self.limits.clone(), invocation);
+            let steps = self.steps(pipeline, &mut transaction, &input).await;
+            let mut parts = transaction.into_parts();
+            let additions = match steps {
+                Ok(additions) => additions,
+                // A refusal rests on what was read, too: one torn by a commit in between runs again.
+                Err(refused) => match self.validate(parts.commit).await? {
+                    None => return Err(refused),
+                    Some(key) => {
+                        turn = self.lose(turn, &key).await;
+                        continue;
+                    }
+                },
+            };
+            parts.commit.effects.extend(additions.effects);
+            parts.commit.session = additions.session;
+            parts.commit.fired = additions.fired;
+            let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
+            let position = match self.commit(parts.commit).await? {
+                None => None,
+                Some(Outcome::Committed(position)) => Some(position),
+                Some(Outcome::TimerGone) => return Err(Undecided::TimerGone),
+                Some(Outcome::Conflict(key)) => {
+                    turn = self.lose(turn, &key).await;
+                    continue;
+                }
+            };
+            self.publish_ephemeral(parts.ephemeral).await;
+            return Ok(Decided {
+                position,
+                reply: parts.reply.or(additions.reply),
+                memberships,
+                joined: additions.joined,
+                refused: additions.refused,
+            });
+        }
+        let text = format!(
+            "other commits changed what this one had read, {} times in a row (setting call_limits.attempts)",
+            self.limits.attempts
+        );
+        Err(Undecided::Failed(Refusal { retry_after_ms: Some(100), ..Refusal::new("conflict", text) }))
+    }
+
+    /// One attempt, up to its commit.
+    async fn steps(
+        &self,
+        pipeline: &Pipeline,
+        transaction: &mut Transaction,
+        input: &Input<'_>,
+    ) -> Result<Additions, Undecided> {
+        match input {
+            Input::Connect { who, session } => {
+                let joined = authorization::connect(pipeline, transaction, who).await?;
+                let arrive = Effect::Arrive {
+                    id: who.connection.clone(),
+                    subject: who.identity.subject.clone(),
+                    namespace: who.namespace.clone(),
+                };
+                Ok(joining(who, joined, Vec::new(), session, vec![arrive]))
+            }
+            Input::Join { who, wanted, session } => {
+                let (mut joined, mut refused) = (Vec::new(), Vec::new());
+                for (room, params) in *wanted {
+                    match authorization::join(pipeline, transaction, who, room, params.as_ref()).await {
+                        Ok(grant) => joined.push((room.clone(), grant)),
+                        Err(Undecided::Engine(refusal)) => return Err(Undecided::Engine(refusal)),
+                        Err(undecided) => refused.push((room.clone(), undecided.into_refusal())),
+                    }
+                }
+                Ok(joining(who, joined, refused, session, Vec::new()))
+            }
+            Input::Event { event, may_publish } => match pipeline.route(transaction, event).await? {
+                Route::Ignore => Ok(Additions::default()),
+                Route::Relay => relay::relay(event, may_publish).map_err(Undecided::Refused),
+                Route::Handlers(handlers) => {
+                    for handler in handlers {
+                        handler.handle(transaction, event).await?;
+                    }
+                    Ok(Additions::default())
+                }
+            },
+            Input::Timer(timer) => {
+                let Some(handler) = pipeline.handler(&timer.key.plugin) else {
+                    let text = format!("the timer's plugin {:?} is not a handler of the tenant", timer.key.plugin);
+                    return Err(Undecided::Failed(Refusal::new("plugin_unavailable", text)));
+                };
+                handler.fire(transaction, timer).await?;
+                let fired = FiredTimer { key: timer.key.clone(), token: timer.token.clone() };
+                Ok(Additions { fired: Some(fired), ..Additions::default() })
+            }
+            Input::Connected { who, handshake } => {
+                for (handler, _) in &pipeline.handlers {
+                    if handler.exports.connection_events {
+                        handler.connected(transaction, who, handshake).await?;
+                    }
+                }
+                Ok(Additions::default())
+            }
+        }
+    }
+
+    /// Commits without any plugin: a publication that a grant allows, a leave, a disconnect.
+    pub async fn commit_directly(&self, commit: Commit) -> Result<Option<Position>, Undecided> {
+        match self.commit(commit).await? {
+            Some(Outcome::Committed(position)) => Ok(Some(position)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Counts a lost conflict and waits for the turn to try again; a turn held before is given back first.
+    async fn lose(&self, turn: Option<conflict::Turn>, key: &StateKey) -> Option<conflict::Turn> {
+        metrics::counter!("commit_conflicts_total", "tenant" => self.tenant.to_string()).increment(1);
+        drop(turn);
+        self.conflicts.turn(key).await
+    }
+
+    /// Is everything still as it was read? One read, or none, cannot be torn.
+    async fn validate(&self, commit: Commit) -> Result<Option<StateKey>, Undecided> {
+        if commit.reads.len() < 2 {
+            return Ok(None);
+        }
+        let reads = Commit { reads: commit.reads, ..Commit::new(CommitId::random()) };
+        match self.send(Arc::new(reads)).await? {
+            Outcome::Conflict(key) => Ok(Some(key)),
+            _ => Ok(None),
+        }
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<Option<Outcome>, Undecided> {
+        let nothing = commit.effects.is_empty()
+            && commit.writes.is_empty()
+            && commit.timers.is_empty()
+            && commit.session.is_none()
+            && commit.fired.is_none()
+            && commit.reads.len() < 2;
+        if nothing {
+            return Ok(None);
+        }
+        self.send(Arc::new(commit)).await.map(Some)
+    }
+
+    /// Sends a commit, again with the same id while its outcome is unknown.
+    async fn send(&self, commit: Arc<Commit>) -> Result<Outcome, Undecided> {
+        let started = std::time::Instant::now();
+        let mut resends = 0;
+        loop {
+            let result = self.engine.commit(&self.tenant, commit.clone()).await;
+            metrics::histogram!("engine_commit_seconds").record(started.elapsed().as_secs_f64());
+            match result {
+                Ok(outcome) => return Ok(outcome),
+                Err(EngineError::Ambiguous(why)) if resends < AMBIGUOUS_RESENDS_MAX => {
+                    resends += 1;
+                    metrics::counter!("commit_ambiguous_total").increment(1);
+                    tracing::warn!(tenant = %self.tenant, why, resends, "a commit's outcome is unknown: sent again");
+                }
+                Err(EngineError::NotACounter(key)) => {
+                    let text = format!("the value of {:?} is not a decimal counter", key.as_str());
+                    return Err(Undecided::Failed(Refusal::new("plugin_failed", text)));
+                }
+                Err(error) => return Err(engine_unavailable(&error.to_string())),
+            }
+        }
+    }
+
+    /// Best effort by contract: what cannot be sent now is dropped, and counted.
+    pub async fn publish_ephemeral(&self, publications: Vec<Publication>) {
+        for publication in publications {
+            if self.engine.publish_ephemeral(&self.tenant, publication).await.is_err() {
+                metrics::counter!("ephemeral_dropped_total").increment(1);
+            }
+        }
+    }
+}
+
+/// What joining adds: the memberships, and the record that lets the client come back to them.
+fn joining(
+    who: &Client,
+    joined: Vec<(Room, Grant)>,
+    refused: Vec<(Room, Refusal)>,
+    session: &SessionRecord,
+    mut effects: Vec<Effect>,
+) -> Additions {
+    let mut session = session.clone();
+    for (room, grant) in &joined {
+        session.rooms.insert(room.clone(), *grant);
+        let who = Who::Connection(who.connection.clone());
+        effects.push(Effect::Join { who, room: room.clone(), grant: *grant });
+    }
+    let session = (!effects.is_empty()).then_some(session);
+    Additions { effects, session, joined, refused, ..Additions::default() }
+}

@@ -1,7 +1,8 @@
-//! Postern: a multi-tenant real-time gateway whose rules are WebAssembly components.
+#![doc = include_str!("../ARCHITECTURE.md")]
 
 pub mod cli;
 pub mod config;
+pub mod run;
 
 pub mod client;
 pub mod close;
@@ -10,15 +11,18 @@ pub mod event;
 pub mod room;
 pub mod tenant;
 
+pub mod gateway;
+pub mod limits;
+
+pub mod session;
+
 pub mod connection;
 pub mod decision;
 pub mod delivery;
 pub mod engine;
 
-/// Runs a gateway until it is told to stop.
-///
-/// # Errors
-/// Why it could not start, or did not end well.
-pub fn run(_config: config::Config) -> Result<(), String> {
-    Err("this build serves nothing yet: the acts are not joined".into())
-}
+pub mod http;
+pub mod timers;
+
+pub mod drain;
+pub mod telemetry;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser as _;
-use postern::cli::{Cli, Command, Failure, PluginBuildArgs, PluginCommand, check, token};
+use postern::cli::{Cli, Command, Failure, PluginBuildArgs, PluginCommand, check, plugin_build, serve, token};
 use postern::config::{self, ProcessEnvironment};
 
 /// `EX_USAGE` of sysexits.h: wrong arguments or settings.
@@ -43,7 +43,8 @@ fn main() -> ExitCode {
 
 fn serve(flags: &config::Flags) -> Result<(), Failure> {
     let config = config::load(flags, &ProcessEnvironment).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
-    postern::run(config).map_err(Failure::Failed)
+    postern::telemetry::logs(&config.log);
+    serve::serve(config)
 }
 
 fn check(flags: &config::Flags) -> Result<(), Failure> {
@@ -65,7 +66,20 @@ fn token(args: &token::TokenArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The work is `postern::cli::plugin_build::build`.
-fn plugin_build(_args: &PluginBuildArgs) -> Result<(), Failure> {
-    Err(Failure::Failed("this build has no plugin builder".into()))
+fn plugin_build(args: &PluginBuildArgs) -> Result<(), Failure> {
+    let options = plugin_build::BuildOptions { dirs: args.dirs.clone(), out: args.out.clone(), target_dir: None };
+    let built = plugin_build::build(&options, &mut |line| eprintln!("{line}"))
+        .map_err(|error| Failure::Failed(error.to_string()))?;
+    if args.json {
+        let json = serde_json::to_string_pretty(&built).map_err(|error| Failure::Failed(error.to_string()))?;
+        println!("{json}");
+        return Ok(());
+    }
+    for component in &built.components {
+        println!("{}", component.path.display());
+        println!("  {} bytes, sha256 {}", component.bytes, component.sha256);
+        println!("  imports {}", component.imports.join(", "));
+        println!("  exports {}", component.exports.join(", "));
+    }
+    Ok(())
 }

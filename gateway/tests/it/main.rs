@@ -1,6 +1,26 @@
-//! The one integration test binary: the parts together, with real files, sockets and servers.
+//! The one integration test binary: the parts together, with real files, sockets, servers and clients.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod support;
+
+// The parts.
 mod embedded;
 mod engine_suite;
 mod plugin_host;
+mod redis_engine;
+
+// The whole, as its users meet it.
+mod approvals;
+mod cli;
+mod cluster;
+mod connect;
+mod demo;
+mod harm;
+mod http;
+mod limits;
+mod rooms;
+mod shutdown;
+mod socketio;
+
+// What each part must not know.
+mod tidy;

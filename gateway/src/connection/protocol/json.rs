@@ -231,6 +231,15 @@ pub fn notice(name: &str, data: &Value) -> String {
     out
 }
 
+/// As [`notice`], with all of a payload's arguments.
+pub fn notice_payload(name: &str, data: &Payload) -> String {
+    let mut out = String::from("{\"event\":");
+    push_json_string(&mut out, name);
+    push_payload(&mut out, data);
+    out.push('}');
+    out
+}
+
 /// One argument as `data`, none or several as `args`; always on one line.
 fn push_payload(out: &mut String, data: &Payload) {
     match arguments::elements(&data.args) {

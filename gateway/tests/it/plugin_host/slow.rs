@@ -1,4 +1,4 @@
-//! A real engine whose reads take their time, or that is away, or has a bug.
+//! A real engine whose reads take their time, or that is away.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,26 +13,17 @@ type Answer<T> = Result<T, EngineError>;
 
 pub(super) struct SlowEngine {
     inner: Arc<dyn Engine>,
-    reads: Reads,
-}
-
-enum Reads {
-    Take(Duration),
-    AreNotAnswered,
-    Panic,
+    /// `None`: reads are not answered at all.
+    delay: Option<Duration>,
 }
 
 impl SlowEngine {
     pub(super) fn new(inner: Arc<dyn Engine>, delay: Duration) -> Arc<SlowEngine> {
-        Arc::new(SlowEngine { inner, reads: Reads::Take(delay) })
+        Arc::new(SlowEngine { inner, delay: Some(delay) })
     }
 
     pub(super) fn away(inner: Arc<dyn Engine>) -> Arc<SlowEngine> {
-        Arc::new(SlowEngine { inner, reads: Reads::AreNotAnswered })
-    }
-
-    pub(super) fn panicking(inner: Arc<dyn Engine>) -> Arc<SlowEngine> {
-        Arc::new(SlowEngine { inner, reads: Reads::Panic })
+        Arc::new(SlowEngine { inner, delay: None })
     }
 }
 
@@ -63,11 +54,10 @@ impl Engine for SlowEngine {
         self.inner.history(tenant, room, before, limit).await
     }
     async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Answer<Vec<Option<Versioned>>> {
-        match self.reads {
-            Reads::Take(delay) => tokio::time::sleep(delay).await,
-            Reads::AreNotAnswered => return Err(EngineError::Unavailable("as the test has it".into())),
-            Reads::Panic => panic!("as the test has it"),
-        }
+        let Some(delay) = self.delay else {
+            return Err(EngineError::Unavailable("as the test has it".into()));
+        };
+        tokio::time::sleep(delay).await;
         self.inner.read(tenant, keys).await
     }
     async fn list_keys(&self, tenant: &TenantId, prefix: &str, after: Option<&str>, limit: usize) -> Answer<KeyPage> {

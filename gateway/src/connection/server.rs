@@ -1,0 +1,89 @@
+//! Accepting connections: HTTP first, WebSockets taken out of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::drain::Tasks;
+
+/// How long a client may take to send a request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// HTTP connections beside the WebSockets: scrapes, probes, back ends.
+const HTTP_CONNECTIONS_MAX: usize = 1_024;
+
+/// How long accepting rests after the system refused it (out of file descriptors).
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// What answers a request.
+pub type Answer = Response<Full<Bytes>>;
+
+/// Answers requests; knows how to take a WebSocket out of one.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request.
+    fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> impl Future<Output = Answer> + Send;
+}
+
+/// Accepts until draining begins. Sockets that were upgraded live on in tasks of their own.
+pub async fn serve<S: Service>(listener: TcpListener, service: Arc<S>, tasks: Tasks) {
+    let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
+    loop {
+        // A place first: what cannot be served is not accepted, and waits in the backlog.
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place,
+            () = tasks.stopping().cancelled() => return,
+        };
+        let Ok(place) = place else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = tasks.stopping().cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (service, stopping) = (service.clone(), tasks.stopping().clone());
+                tasks.spawn(async move {
+                    tokio::select! { () = serve_one(stream, peer, service) => {}, () = stopping.cancelled() => {} }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections");
+                metrics::counter!("ws_connection_errors_total", "reason" => "accept").increment(1);
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}
+
+async fn serve_one<S: Service>(stream: TcpStream, peer: SocketAddr, service: Arc<S>) {
+    // Small messages must not wait for each other; a socket that refuses is as good as gone.
+    let _ = stream.set_nodelay(true);
+    let answer = service_fn(move |request| {
+        let service = service.clone();
+        async move { Ok::<_, std::convert::Infallible>(service.answer(request, peer).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), answer)
+        .with_upgrades();
+    if let Err(error) = connection.await {
+        tracing::trace!(%peer, %error, "an HTTP connection ended");
+    }
+}
+
+/// Takes the bare stream out of an upgraded request, with what was already read from it.
+pub async fn take_stream(request: Request<Incoming>) -> Option<(TcpStream, Bytes)> {
+    let upgraded = hyper::upgrade::on(request).await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+    Some((parts.io.into_inner(), parts.read_buf))
+}

@@ -1,0 +1,346 @@
+//! What waits for one client: bounded, written straight to the socket when nothing waits,
+//! coalesced when something does.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::close::Close;
+
+/// How many pieces one system call writes at most.
+const PIECES_PER_WRITE: usize = 64;
+
+/// The socket's side of an outbox: writes what it can without waiting.
+pub trait TryWrite: Send + Sync {
+    /// Writes some of the pieces; [`io::ErrorKind::WouldBlock`] when the socket takes nothing now.
+    fn try_write(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+/// How much may wait.
+#[derive(Debug, Clone, Copy)]
+pub struct OutboxLimits {
+    /// In bytes.
+    pub bytes: usize,
+    /// In messages.
+    pub messages: usize,
+}
+
+/// The queue of one client. Shared by whoever has something to say to it.
+pub struct Outbox {
+    state: Mutex<State>,
+    /// Wakes the writer: something waits that the socket did not take at once, or the end has come.
+    writer: Notify,
+    /// Wakes the session: somebody wants the connection to end.
+    ended: Notify,
+    limits: OutboxLimits,
+}
+
+struct State {
+    queue: VecDeque<Bytes>,
+    bytes: usize,
+    /// What is delivered while the client is first given what it missed.
+    held: Option<VecDeque<Bytes>>,
+    socket: Arc<dyn TryWrite>,
+    /// The writer task holds a part of the queue: nobody else may write.
+    writing: bool,
+    end: Option<Close>,
+    /// The session is done: nothing is taken any more.
+    sealed: bool,
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.state.lock();
+        f.debug_struct("Outbox").field("messages", &state.queue.len()).field("bytes", &state.bytes).finish()
+    }
+}
+
+/// What the writer does next.
+#[derive(Debug)]
+pub enum Next {
+    /// Write these, in order, then ask again.
+    Write(Vec<Bytes>),
+    /// Everything is written and the session has sealed the outbox: close the socket.
+    Done,
+}
+
+impl Outbox {
+    /// An empty one in front of a socket.
+    pub fn new(socket: Arc<dyn TryWrite>, limits: OutboxLimits) -> Arc<Outbox> {
+        Arc::new(Outbox {
+            state: Mutex::new(State {
+                queue: VecDeque::new(),
+                bytes: 0,
+                held: None,
+                socket,
+                writing: false,
+                end: None,
+                sealed: false,
+            }),
+            writer: Notify::new(),
+            ended: Notify::new(),
+            limits,
+        })
+    }
+
+    /// Puts complete frames behind everything that waits. What does not fit any more ends the
+    /// connection as slow: a client never gets a part of what it should.
+    pub fn push(&self, frames: Bytes) {
+        self.put(frames, true);
+    }
+
+    /// As [`push`](Outbox::push), but before what is held back.
+    pub fn push_before_held(&self, frames: Bytes) {
+        self.put(frames, false);
+    }
+
+    /// Holds back what is pushed from now on, within the same limits, until [`release`](Outbox::release).
+    pub fn hold(&self) {
+        self.state.lock().held.get_or_insert_default();
+    }
+
+    /// Lets what was held back go, in order.
+    pub fn release(&self) {
+        let mut state = self.state.lock();
+        if let Some(mut held) = state.held.take() {
+            state.queue.append(&mut held);
+        }
+        drop(state);
+        self.flush();
+    }
+
+    fn put(&self, frames: Bytes, may_hold: bool) {
+        let mut state = self.state.lock();
+        if state.sealed || state.end == Some(Close::Slow) {
+            return;
+        }
+        let messages = state.queue.len() + state.held.as_ref().map_or(0, VecDeque::len);
+        if messages >= self.limits.messages || state.bytes + frames.len() > self.limits.bytes {
+            state.queue.clear();
+            state.held = None;
+            state.bytes = 0;
+            drop(state);
+            self.end(Close::Slow);
+            return;
+        }
+        state.bytes += frames.len();
+        match &mut state.held {
+            Some(held) if may_hold => held.push_back(frames),
+            _ => state.queue.push_back(frames),
+        }
+    }
+
+    /// Writes what waits as far as the socket takes it; the writer does the rest.
+    pub fn flush(&self) {
+        let mut state = self.state.lock();
+        if state.writing {
+            return;
+        }
+        while !state.queue.is_empty() {
+            let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
+            let mut count = 0;
+            for (piece, frames) in pieces.iter_mut().zip(&state.queue) {
+                *piece = IoSlice::new(frames);
+                count += 1;
+            }
+            match state.socket.try_write(&pieces[..count]) {
+                Ok(written) => state.take(written),
+                // An error shows again in the writer, which ends the connection.
+                Err(_) => {
+                    drop(state);
+                    self.writer.notify_one();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Asks for the connection's end. The first reason counts, except that nothing outweighs `Slow`.
+    pub fn end(&self, close: Close) {
+        let mut state = self.state.lock();
+        if state.end.is_none() || close == Close::Slow {
+            state.end = Some(close);
+        }
+        drop(state);
+        self.ended.notify_one();
+        self.writer.notify_one();
+    }
+
+    /// Waits until somebody asks for the end. For one waiter; may be dropped.
+    pub async fn ended(&self) -> Close {
+        loop {
+            if let Some(close) = self.state.lock().end {
+                return close;
+            }
+            self.ended.notified().await;
+        }
+    }
+
+    /// The last word: queues `frames` (the close frame) and takes nothing after it.
+    pub fn seal(&self, frames: Bytes) {
+        let mut state = self.state.lock();
+        if !state.sealed {
+            state.sealed = true;
+            state.bytes += frames.len();
+            state.queue.push_back(frames);
+        }
+        drop(state);
+        self.writer.notify_one();
+    }
+
+    /// For the writer: waits until the socket did not take something at once.
+    pub async fn next(&self) -> Next {
+        loop {
+            {
+                let mut state = self.state.lock();
+                state.writing = false;
+                if !state.queue.is_empty() {
+                    state.writing = true;
+                    let frames: Vec<Bytes> = state.queue.drain(..).collect();
+                    let bytes: usize = frames.iter().map(Bytes::len).sum();
+                    state.bytes = state.bytes.saturating_sub(bytes);
+                    return Next::Write(frames);
+                }
+                if state.sealed {
+                    return Next::Done;
+                }
+            }
+            self.writer.notified().await;
+        }
+    }
+
+    /// Bytes that wait.
+    pub fn waiting_bytes(&self) -> usize {
+        self.state.lock().bytes
+    }
+}
+
+impl State {
+    fn take(&mut self, mut written: usize) {
+        self.bytes -= written.min(self.bytes);
+        while written > 0 {
+            let Some(first) = self.queue.front_mut() else { return };
+            if written >= first.len() {
+                written -= first.len();
+                self.queue.pop_front();
+            } else {
+                first.advance(written);
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket that takes `room` bytes and then blocks.
+    #[derive(Default)]
+    struct Socket {
+        taken: Mutex<Vec<u8>>,
+        room: Mutex<usize>,
+        calls: Mutex<usize>,
+    }
+
+    impl TryWrite for Socket {
+        fn try_write(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+            *self.calls.lock() += 1;
+            let mut room = self.room.lock();
+            if *room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let mut written = 0;
+            for piece in pieces {
+                let part = (*room).min(piece.len());
+                self.taken.lock().extend_from_slice(&piece[..part]);
+                *room -= part;
+                written += part;
+            }
+            Ok(written)
+        }
+    }
+
+    fn outbox(room: usize, limits: OutboxLimits) -> (Arc<Outbox>, Arc<Socket>) {
+        let socket = Arc::new(Socket::default());
+        *socket.room.lock() = room;
+        (Outbox::new(socket.clone(), limits), socket)
+    }
+
+    const WIDE: OutboxLimits = OutboxLimits { bytes: 1000, messages: 100 };
+
+    #[test]
+    fn what_waits_goes_out_in_one_call_when_the_socket_takes_it() {
+        let (outbox, socket) = outbox(1000, WIDE);
+        for part in ["one ", "two ", "three"] {
+            outbox.push(Bytes::from_static(part.as_bytes()));
+        }
+        outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"one two three");
+        assert_eq!(*socket.calls.lock(), 1);
+        assert_eq!(outbox.waiting_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_does_not_take_is_left_for_the_writer_from_the_right_byte() {
+        let (outbox, socket) = outbox(6, WIDE);
+        outbox.push(Bytes::from_static(b"one "));
+        outbox.push(Bytes::from_static(b"two"));
+        outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"one tw");
+        let Next::Write(rest) = outbox.next().await else { panic!("nothing to write") };
+        assert_eq!(rest.concat(), b"o");
+        // While the writer holds a part, nobody writes past it.
+        *socket.room.lock() = 100;
+        outbox.push(Bytes::from_static(b"three"));
+        outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"one tw");
+        let Next::Write(rest) = outbox.next().await else { panic!("nothing to write") };
+        assert_eq!(rest.concat(), b"three");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_too_little_is_slow_and_gets_no_part_of_the_rest() {
+        let (outbox, _socket) = outbox(0, OutboxLimits { bytes: 10, messages: 100 });
+        outbox.push(Bytes::from_static(b"123456"));
+        outbox.push(Bytes::from_static(b"789012"));
+        assert_eq!(outbox.ended().await, Close::Slow);
+        outbox.push(Bytes::from_static(b"x"));
+        assert_eq!(outbox.waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_held_back_comes_after_what_was_missed() {
+        let (outbox, socket) = outbox(1000, WIDE);
+        outbox.hold();
+        outbox.push(Bytes::from_static(b"live"));
+        outbox.push_before_held(Bytes::from_static(b"missed "));
+        outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"missed ");
+        outbox.release();
+        assert_eq!(*socket.taken.lock(), b"missed live");
+    }
+
+    #[tokio::test]
+    async fn the_last_word_comes_after_everything_and_nothing_comes_after_it() {
+        let (outbox, _socket) = outbox(0, WIDE);
+        outbox.push(Bytes::from_static(b"a"));
+        outbox.seal(Bytes::from_static(b"close"));
+        outbox.push(Bytes::from_static(b"late"));
+        let Next::Write(rest) = outbox.next().await else { panic!("nothing to write") };
+        assert_eq!(rest.concat(), b"aclose");
+        assert!(matches!(outbox.next().await, Next::Done));
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_for_the_end_counts() {
+        let (outbox, _socket) = outbox(0, WIDE);
+        outbox.end(Close::Shutdown);
+        outbox.end(Close::Disconnected);
+        assert_eq!(outbox.ended().await, Close::Shutdown);
+    }
+}

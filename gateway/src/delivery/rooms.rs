@@ -1,0 +1,337 @@
+//! Who of this node is in which room, and the one task per tenant that hands its entries out.
+//!
+//! The task owns everything; others hold [`Rooms`], its handle. Memberships change at their
+//! place in the log and nowhere else, so that a joiner gets exactly what comes after its join.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::{HashMap, HashSet};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::outbox::Outbox;
+use crate::client::ConnectionId;
+use crate::close::Close;
+use crate::commit::{Cursor, Effect, Entry, Grant, Position, Publication, Who};
+use crate::drain::Tasks;
+use crate::engine::{Feed, Follower};
+use crate::room::Room;
+use crate::tenant::TenantId;
+
+/// How many entries are handed out before anything is written: what came together is written together.
+const ENTRIES_PER_BATCH: usize = 64;
+
+/// Commands that wait, beside one per connection for its leaving.
+const COMMANDS_MAX: usize = 1_024;
+
+/// How a protocol writes what is delivered. Two connections with the same `slot` share the bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Dialect {
+    /// Which of the node's dialects, from 0; below [`DIALECTS_MAX`].
+    pub slot: usize,
+    /// Complete frames of one publication. The cursor is `None` for what is not in the log.
+    pub event: fn(&Publication, Option<Cursor>) -> Bytes,
+    /// Complete frames that tell why a connection in this namespace will be ended.
+    pub farewell: fn(namespace: &str, why: &crate::event::Refusal) -> Bytes,
+    /// Complete frames that say that entries were lost, and the position that follows.
+    pub reset: fn(namespace: &str, Position) -> Bytes,
+}
+
+/// How many dialects there are at most.
+pub const DIALECTS_MAX: usize = 4;
+
+/// What a connection may do in the rooms it is in, as the log says. Shared with its session.
+pub type Grants = Mutex<HashMap<Room, Grant>>;
+
+/// A connection of this node.
+#[derive(Debug)]
+pub struct Local {
+    /// Its id.
+    pub id: ConnectionId,
+    /// Who it is.
+    pub subject: Arc<str>,
+    /// Where it speaks.
+    pub namespace: Arc<str>,
+    /// Where its bytes go.
+    pub outbox: Arc<Outbox>,
+    /// How they are written.
+    pub dialect: Dialect,
+    /// What it may do.
+    pub grants: Grants,
+}
+
+enum Command {
+    Attach { local: Arc<Local>, done: oneshot::Sender<()> },
+    Detach { id: ConnectionId },
+}
+
+/// The handle of a tenant's delivery on this node.
+#[derive(Debug, Clone)]
+pub struct Rooms {
+    commands: mpsc::Sender<Command>,
+    applied: watch::Receiver<Position>,
+}
+
+/// The delivery task has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the tenant's delivery has ended")]
+pub struct Ended;
+
+/// Keeps a connection attached; dropping it detaches, whatever way the session ends.
+#[derive(Debug)]
+pub struct Attached {
+    id: ConnectionId,
+    leave: Option<mpsc::OwnedPermit<Command>>,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // The place in the queue was reserved on arrival, so leaving cannot fail for want of one.
+        if let Some(leave) = self.leave.take() {
+            leave.send(Command::Detach { id: self.id.clone() });
+        }
+    }
+}
+
+impl Rooms {
+    /// Starts the delivery of a tenant on this node, for at most `connections_max` connections.
+    pub fn start(tenant: TenantId, follower: Follower, connections_max: usize, tasks: &Tasks) -> Rooms {
+        let (commands, mailbox) = mpsc::channel(COMMANDS_MAX + connections_max);
+        let (applied_sender, applied) = watch::channel(follower.position);
+        let stopping = tasks.stopping().clone();
+        let task = Task { tenant, state: State::default(), applied: applied_sender };
+        tasks.spawn(async move {
+            // Stopping drops the task between two batches at the earliest: nothing is half handed out.
+            tokio::select! { () = task.run(mailbox, follower.feed) => {}, () = stopping.cancelled() => {} }
+        });
+        Rooms { commands, applied }
+    }
+
+    /// Makes a connection known, before its `Arrive` is committed.
+    pub async fn attach(&self, local: Arc<Local>) -> Result<Attached, Ended> {
+        let leave = self.commands.clone().reserve_owned().await.map_err(|_| Ended)?;
+        let (done, attached) = oneshot::channel();
+        let id = local.id.clone();
+        self.commands.send(Command::Attach { local, done }).await.map_err(|_| Ended)?;
+        let guard = Attached { id, leave: Some(leave) };
+        attached.await.map_err(|_| Ended)?;
+        Ok(guard)
+    }
+
+    /// Waits until this node has handed out everything up to `position`.
+    pub async fn applied(&self, position: Position) -> Result<(), Ended> {
+        self.applied.clone().wait_for(|applied| *applied >= position).await.map(|_| ()).map_err(|_| Ended)
+    }
+
+    /// Up to where this node has handed out.
+    pub fn position(&self) -> Position {
+        *self.applied.borrow()
+    }
+}
+
+struct Task {
+    tenant: TenantId,
+    state: State,
+    applied: watch::Sender<Position>,
+}
+
+impl Task {
+    async fn run(mut self, mut mailbox: mpsc::Receiver<Command>, mut feed: mpsc::Receiver<Feed>) {
+        let mut batch = Vec::with_capacity(ENTRIES_PER_BATCH);
+        loop {
+            tokio::select! {
+                // Commands first: a connection is attached before anything is committed for it.
+                biased;
+                command = mailbox.recv() => match command {
+                    Some(command) => self.state.on_command(command),
+                    None => return,
+                },
+                count = feed.recv_many(&mut batch, ENTRIES_PER_BATCH) => {
+                    if count == 0 {
+                        tracing::warn!(tenant = %self.tenant, "the engine ended the feed");
+                        return;
+                    }
+                    for item in batch.drain(..) {
+                        self.on_feed(item);
+                    }
+                    self.state.flush();
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    fn on_feed(&mut self, item: Feed) {
+        match item {
+            Feed::Entry(entry) => {
+                metrics::histogram!("delivery_lag_seconds").record(crate::commit::seconds_since(entry.at));
+                self.state.on_entry(&entry);
+                self.applied.send_replace(entry.position);
+            }
+            Feed::Ephemeral(publication) => self.state.publish(&publication, None),
+            Feed::Reset(position) => {
+                metrics::counter!("delivery_resets_total", "tenant" => self.tenant.to_string()).increment(1);
+                self.state.reset(position);
+                self.applied.send_replace(position);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    connections: HashMap<ConnectionId, Member>,
+    rooms: HashMap<Room, HashMap<ConnectionId, Arc<Local>>>,
+    /// Outboxes with something to flush at the end of the batch.
+    touched: Vec<Arc<Outbox>>,
+    touched_ids: HashSet<ConnectionId>,
+}
+
+struct Member {
+    local: Arc<Local>,
+    rooms: HashSet<Room>,
+}
+
+impl State {
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Attach { local, done } => {
+                let member = Member { local: local.clone(), rooms: HashSet::new() };
+                self.connections.insert(local.id.clone(), member);
+                // A session that does not wait any more drops its guard, which detaches.
+                let _ = done.send(());
+            }
+            Command::Detach { id } => self.remove(&id),
+        }
+    }
+
+    fn on_entry(&mut self, entry: &Entry) {
+        let last = entry.effects.iter().rposition(|effect| matches!(effect, Effect::Publish(_)));
+        let mut published = 0;
+        for (index, effect) in entry.effects.iter().enumerate() {
+            match effect {
+                Effect::Arrive { id, .. } => self.arrive(id),
+                Effect::Join { who, room, grant } => self.join(who, room, *grant),
+                Effect::Leave { who, room } => self.leave(who, room),
+                Effect::Gone { id } => self.remove(id),
+                Effect::Disconnect { room, why } => self.disconnect(room, why),
+                Effect::Publish(publication) => {
+                    let part = (Some(index) != last).then_some(published);
+                    published += 1;
+                    self.publish(publication, Some(Cursor { position: entry.position, part }));
+                }
+            }
+        }
+    }
+
+    fn arrive(&mut self, id: &ConnectionId) {
+        let Some(local) = self.connections.get(id).map(|member| member.local.clone()) else { return };
+        let namespace = &local.namespace;
+        for room in [Room::connection(namespace, id), Room::user(namespace, &local.subject), Room::everyone(namespace)]
+        {
+            self.enter(id, &room);
+        }
+    }
+
+    fn enter(&mut self, id: &ConnectionId, room: &Room) {
+        if let Some(member) = self.connections.get_mut(id) {
+            member.rooms.insert(room.clone());
+            self.rooms.entry(room.clone()).or_default().insert(id.clone(), member.local.clone());
+        }
+    }
+
+    /// The local connections that `who` means for a room of this namespace.
+    fn resolve(&self, who: &Who, namespace: &str) -> Vec<ConnectionId> {
+        match who {
+            Who::Connection(id) => self
+                .connections
+                .get(id)
+                .filter(|m| &*m.local.namespace == namespace)
+                .map(|_| id.clone())
+                .into_iter()
+                .collect(),
+            Who::User(subject) => self
+                .rooms
+                .get(&Room::user(namespace, subject))
+                .map(|members| members.keys().cloned().collect())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn join(&mut self, who: &Who, room: &Room, grant: Grant) {
+        for id in self.resolve(who, room.namespace()) {
+            self.enter(&id, room);
+            if let Some(member) = self.connections.get(&id) {
+                member.local.grants.lock().insert(room.clone(), grant);
+            }
+        }
+    }
+
+    fn leave(&mut self, who: &Who, room: &Room) {
+        for id in self.resolve(who, room.namespace()) {
+            if let Some(member) = self.connections.get_mut(&id) {
+                member.rooms.remove(room);
+                member.local.grants.lock().remove(room);
+            }
+            self.exit(&id, room);
+        }
+    }
+
+    fn exit(&mut self, id: &ConnectionId, room: &Room) {
+        if let Some(members) = self.rooms.get_mut(room) {
+            members.remove(id);
+            if members.is_empty() {
+                self.rooms.remove(room);
+            }
+        }
+    }
+
+    fn remove(&mut self, id: &ConnectionId) {
+        if let Some(member) = self.connections.remove(id) {
+            for room in &member.rooms {
+                self.exit(id, room);
+            }
+        }
+    }
+
+    fn disconnect(&mut self, room: &Room, why: &crate::event::Refusal) {
+        for local in self.rooms.get(room).into_iter().flat_map(|members| members.values()) {
+            local.outbox.push((local.dialect.farewell)(&local.namespace, why));
+            local.outbox.flush();
+            local.outbox.end(Close::Disconnected);
+        }
+    }
+
+    fn publish(&mut self, publication: &Publication, cursor: Option<Cursor>) {
+        let Some(members) = self.rooms.get(&publication.room) else { return };
+        let mut encoded: [Option<Bytes>; DIALECTS_MAX] = [const { None }; DIALECTS_MAX];
+        let mut delivered = 0_u64;
+        for (id, local) in members {
+            if publication.except.as_ref() == Some(id) {
+                continue;
+            }
+            let frames = encoded[local.dialect.slot].get_or_insert_with(|| (local.dialect.event)(publication, cursor));
+            delivered += 1;
+            local.outbox.push(frames.clone());
+            if self.touched_ids.insert(id.clone()) {
+                self.touched.push(local.outbox.clone());
+            }
+        }
+        metrics::counter!("ws_deliveries_total").increment(delivered);
+    }
+
+    fn reset(&mut self, position: Position) {
+        for member in self.connections.values() {
+            member.local.outbox.push((member.local.dialect.reset)(&member.local.namespace, position));
+            member.local.outbox.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.touched_ids.clear();
+        for outbox in self.touched.drain(..) {
+            outbox.flush();
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What the connections of one process share: the engine, the tenants, the plugin host.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use crate::client::random_id;
+use crate::config::Config;
+use crate::decision::Decisions;
+use crate::decision::pipeline::Pipeline;
+use crate::decision::plugin::Host;
+use crate::decision::token::Verifier;
+use crate::delivery::rooms::Rooms;
+use crate::drain::Tasks;
+use crate::engine::{Engine, EngineError};
+use crate::limits::UserRates;
+use crate::tenant::{Tenant, TenantId};
+
+/// The process, as its connections see it.
+pub struct Gateway {
+    /// Its settings.
+    pub config: Config,
+    /// Where commits go.
+    pub engine: Arc<dyn Engine>,
+    /// Where plugins run.
+    pub host: Arc<Host>,
+    /// Where tasks are spawned.
+    pub tasks: Tasks,
+    /// Unique to this run of this node.
+    pub server_id: String,
+    /// When it started.
+    pub started: Instant,
+    /// The open WebSockets.
+    pub connections: Slots,
+    /// Is it able to take connections?
+    pub ready: AtomicBool,
+    tenants: ArcSwap<HashMap<TenantId, Arc<LiveTenant>>>,
+}
+
+/// A tenant with all that it needs to serve.
+pub struct LiveTenant {
+    /// Its settings.
+    pub tenant: Tenant,
+    /// Its keys.
+    pub verifier: Verifier,
+    /// Its components.
+    pub pipeline: ArcSwap<Pipeline>,
+    /// Its transactions.
+    pub decisions: Decisions,
+    /// What its users may say by event name.
+    pub user_rates: UserRates,
+    /// Its open WebSockets on this node.
+    pub connections: Slots,
+    users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
+    rooms: OnceCell<Rooms>,
+}
+
+impl Gateway {
+    /// A gateway without tenants yet.
+    pub fn new(config: Config, engine: Arc<dyn Engine>, host: Arc<Host>, tasks: Tasks) -> Gateway {
+        Gateway {
+            connections: Slots::new(config.max_connections),
+            config,
+            engine,
+            host,
+            tasks,
+            server_id: random_id(),
+            started: Instant::now(),
+            ready: AtomicBool::new(false),
+            tenants: ArcSwap::default(),
+        }
+    }
+
+    /// Takes a tenant into service, in place of one of the same name.
+    pub fn serve_tenant(&self, tenant: LiveTenant) {
+        let tenant = Arc::new(tenant);
+        self.tenants.rcu(|tenants| {
+            let mut tenants = HashMap::clone(tenants);
+            tenants.insert(tenant.tenant.id.clone(), tenant.clone());
+            tenants
+        });
+    }
+
+    /// A tenant by name.
+    pub fn tenant(&self, name: &str) -> Option<Arc<LiveTenant>> {
+        self.tenants.load().get(&TenantId::parse(name).ok()?).cloned()
+    }
+
+    /// All tenants.
+    pub fn tenants(&self) -> Vec<Arc<LiveTenant>> {
+        self.tenants.load().values().cloned().collect()
+    }
+}
+
+impl LiveTenant {
+    /// A tenant with its loaded components.
+    pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, engine: Arc<dyn Engine>) -> LiveTenant {
+        LiveTenant {
+            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone()),
+            connections: Slots::new(tenant.limits.connections),
+            tenant,
+            verifier,
+            pipeline: ArcSwap::from_pointee(pipeline),
+            user_rates: UserRates::default(),
+            users: Arc::default(),
+            rooms: OnceCell::new(),
+        }
+    }
+
+    /// Its delivery on this node; follows the tenant's log from the first connection on.
+    pub async fn rooms(&self, gateway: &Gateway) -> Result<&Rooms, EngineError> {
+        self.rooms
+            .get_or_try_init(|| async {
+                let follower = gateway.engine.follow(&self.tenant.id).await?;
+                let connections_max = self.tenant.limits.connections as usize;
+                Ok(Rooms::start(self.tenant.id.clone(), follower, connections_max, &gateway.tasks))
+            })
+            .await
+    }
+
+    /// Takes one of a user's connections; `None` when it has as many as it may.
+    pub fn user_slot(&self, subject: &Arc<str>) -> Option<UserSlot> {
+        let mut users = self.users.lock();
+        let count = users.entry(subject.clone()).or_default();
+        if *count >= self.tenant.limits.connections_per_user {
+            return None;
+        }
+        *count += 1;
+        Some(UserSlot { users: self.users.clone(), subject: subject.clone() })
+    }
+}
+
+/// One connection of a user; given back when dropped.
+#[derive(Debug)]
+pub struct UserSlot {
+    users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
+    subject: Arc<str>,
+}
+
+impl UserSlot {
+    /// Whose it is.
+    pub fn subject(&self) -> &Arc<str> {
+        &self.subject
+    }
+}
+
+impl Drop for UserSlot {
+    fn drop(&mut self) {
+        let mut users = self.users.lock();
+        if let Some(count) = users.get_mut(&self.subject) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.subject);
+            }
+        }
+    }
+}
+
+/// A number of places.
+#[derive(Debug, Clone)]
+pub struct Slots {
+    taken: Arc<AtomicU32>,
+    max: u32,
+}
+
+impl Slots {
+    /// All free.
+    pub fn new(max: u32) -> Slots {
+        Slots { taken: Arc::default(), max }
+    }
+
+    /// Takes one; `None` when all are taken.
+    pub fn take(&self) -> Option<Slot> {
+        self.taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.max).then_some(taken + 1))
+            .ok()
+            .map(|_| Slot(self.taken.clone()))
+    }
+
+    /// How many are taken.
+    pub fn taken(&self) -> u32 {
+        self.taken.load(Ordering::Acquire)
+    }
+
+    /// How many there are.
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+}
+
+/// One place; given back when dropped.
+#[derive(Debug)]
+pub struct Slot(Arc<AtomicU32>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_given_back_when_whoever_had_them_is_gone() {
+        let slots = Slots::new(2);
+        let (one, two) = (slots.take(), slots.take());
+        assert!(one.is_some() && two.is_some() && slots.take().is_none());
+        drop(one);
+        assert_eq!(slots.taken(), 1);
+        assert!(slots.take().is_some());
+    }
+}

@@ -1,0 +1,120 @@
+//! Token buckets: how much may be said in which time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::event::Refusal;
+use crate::tenant::PerMinute;
+
+/// Buckets of users kept at most; beyond, full ones (users that were quiet for a minute) are dropped.
+const USER_BUCKETS_MAX: usize = 100_000;
+
+/// A bucket that holds one minute's worth and is refilled evenly.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    per_minute: PerMinute,
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// A full one; `None` never runs dry.
+    pub fn new(per_minute: PerMinute, now: Instant) -> Bucket {
+        Bucket { per_minute, tokens: per_minute.map_or(0.0, |rate| f64::from(rate.get())), filled: now }
+    }
+
+    fn fill(&mut self, rate: f64, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.filled);
+        self.tokens = (self.tokens + elapsed.as_secs_f64() * rate / 60.0).min(rate);
+        self.filled = now;
+    }
+
+    /// Takes one token, or says how long until there is one.
+    pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        let Some(rate) = self.per_minute.map(|rate| f64::from(rate.get())) else { return Ok(()) };
+        self.fill(rate, now);
+        if self.tokens >= 1.0 {
+            self.tokens -= 1.0;
+            return Ok(());
+        }
+        Err(Duration::from_secs_f64((1.0 - self.tokens) * 60.0 / rate))
+    }
+
+    fn is_full(&mut self, now: Instant) -> bool {
+        let Some(rate) = self.per_minute.map(|rate| f64::from(rate.get())) else { return true };
+        self.fill(rate, now);
+        self.tokens >= rate
+    }
+}
+
+/// The refusal of a rate that is used up.
+pub fn rate_limited(what: &str, setting: &str, per_minute: u32, wait: Duration) -> Refusal {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+    let text = format!("{what}: at most {per_minute} a minute (setting {setting}); try again in {wait_ms} ms");
+    Refusal { retry_after_ms: Some(wait_ms), ..Refusal::new("rate_limit", text) }
+}
+
+/// A subject, and an event's name.
+type UserEvent = (Arc<str>, Arc<str>);
+
+/// Events by name and user, over all connections of this node.
+#[derive(Debug, Default)]
+pub struct UserRates {
+    buckets: Mutex<HashMap<UserEvent, Bucket>>,
+}
+
+impl UserRates {
+    /// Takes a token of `subject` for `event`.
+    pub fn take(&self, subject: &Arc<str>, event: &Arc<str>, rate: std::num::NonZeroU32) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let mut buckets = self.buckets.lock();
+        if buckets.len() >= USER_BUCKETS_MAX {
+            buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let bucket = buckets.entry((subject.clone(), event.clone())).or_insert_with(|| Bucket::new(Some(rate), now));
+        bucket.take(now).map_err(|wait| {
+            let setting = format!("limits.user_events_per_minute.{event}");
+            rate_limited(&format!("events {event:?} of one user"), &setting, rate.get(), wait)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroU32;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_minutes_worth_at_once_then_evenly() {
+        let mut bucket = Bucket::new(NonZeroU32::new(60), Instant::now());
+        for _ in 0..60 {
+            assert_eq!(bucket.take(Instant::now()), Ok(()));
+        }
+        let wait = bucket.take(Instant::now()).unwrap_err();
+        assert_eq!(wait.as_millis(), 1_000);
+        tokio::time::advance(wait).await;
+        assert_eq!(bucket.take(Instant::now()), Ok(()));
+        assert!(bucket.take(Instant::now()).is_err());
+        tokio::time::advance(Duration::from_secs(600)).await;
+        for _ in 0..60 {
+            assert_eq!(bucket.take(Instant::now()), Ok(()));
+        }
+        assert!(bucket.take(Instant::now()).is_err(), "rest does not pile up beyond a minute's worth");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_user_and_event_has_a_bucket_of_its_own() {
+        let rates = UserRates::default();
+        let rate = NonZeroU32::new(1).unwrap();
+        assert!(rates.take(&"bob".into(), &"send".into(), rate).is_ok());
+        assert!(rates.take(&"eve".into(), &"send".into(), rate).is_ok());
+        assert!(rates.take(&"bob".into(), &"like".into(), rate).is_ok());
+        let refusal = rates.take(&"bob".into(), &"send".into(), rate).unwrap_err();
+        assert_eq!(refusal.code, "rate_limit");
+        assert!(refusal.message.contains("limits.user_events_per_minute.send"), "{}", refusal.message);
+    }
+}

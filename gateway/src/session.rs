@@ -1,0 +1,394 @@
+//! THE SPINE: one client from hello to close.
+//!
+//! bytes → inputs (`protocol`) → decision (`decisions`) → commit (`engine`), and back: the
+//! tenant's delivery puts what others did into this client's outbox. Inputs of one client run one
+//! after the other.
+
+mod connection;
+mod language;
+mod requests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::close::Close;
+use crate::connection::protocol::{AckId, Input as Heard};
+use crate::connection::socket::{Received, Socket};
+use crate::connection::upgrade::Protocol;
+use crate::delivery::outbox::Outbox;
+use crate::event::{Event, Payload, Refusal};
+use crate::gateway::{Gateway, LiveTenant, Slot, UserSlot};
+use crate::limits::{Bucket, rate_limited};
+use crate::tenant::Limits;
+use connection::Connection;
+use language::{Language, Said};
+
+/// Namespaces that one client may be in at once.
+const NAMESPACES_MAX: usize = 16;
+
+/// How long the last words may take to reach the client.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long before a token's end its client is told (`token_expiring`).
+const TOKEN_EXPIRING_BEFORE: Duration = Duration::from_secs(30);
+
+/// What the request with which a client came said of it.
+pub struct Hello {
+    /// What it will speak.
+    pub protocol: Protocol,
+    /// The tenant of the path, if that named one.
+    pub tenant: Option<Arc<LiveTenant>>,
+    /// The namespace of a plain WebSocket client.
+    pub namespace: Arc<str>,
+    /// The token of the `Authorization` header or the query. Not to be logged.
+    pub token: Option<String>,
+    /// The page it comes from, if it is a browser.
+    pub origin: Option<String>,
+    /// Where it comes from.
+    pub address: SocketAddr,
+}
+
+/// One client.
+pub struct Session {
+    gateway: Arc<Gateway>,
+    hello: Hello,
+    socket: Socket,
+    outbox: Arc<Outbox>,
+    language: Language,
+    /// Known from the path, or from the first token.
+    tenant: Option<Arc<LiveTenant>>,
+    connections: Vec<Connection>,
+    rate: Bucket,
+    opened: Instant,
+    ping_due: Instant,
+    pinged: Option<Instant>,
+    told_of_expiry: bool,
+    user: Option<UserSlot>,
+    tenant_slot: Option<Slot>,
+    _slot: Slot,
+}
+
+/// What a session waits for.
+enum Happening {
+    Received(Received),
+    End(Close),
+    Clock,
+    Draining,
+}
+
+impl Session {
+    /// A client that has just been upgraded.
+    pub fn new(gateway: Arc<Gateway>, hello: Hello, socket: Socket, outbox: Arc<Outbox>, slot: Slot) -> Session {
+        Session {
+            language: Language::new(hello.protocol, Limits::default().message_bytes),
+            tenant: hello.tenant.clone(),
+            rate: Bucket::new(None, Instant::now()),
+            ping_due: Instant::now() + gateway.config.ping_interval,
+            gateway,
+            hello,
+            socket,
+            outbox,
+            connections: Vec::new(),
+            opened: Instant::now(),
+            pinged: None,
+            told_of_expiry: false,
+            user: None,
+            tenant_slot: None,
+            _slot: slot,
+        }
+    }
+
+    /// From hello to close. Every way out is a [`Close`].
+    pub async fn run(mut self) -> Close {
+        let close = match self.hello().await {
+            Ok(()) => self.converse().await,
+            Err(close) => close,
+        };
+        self.goodbye(close).await;
+        close
+    }
+
+    /// What comes before the first message: the protocol's greeting, and for plain WebSocket the token.
+    async fn hello(&mut self) -> Result<(), Close> {
+        if let Some(tenant) = self.tenant.clone() {
+            self.enter(&tenant)?;
+        }
+        match self.language {
+            Language::SocketIo(_) => {
+                let greeting = language::handshake(&self.gateway.config, self.message_bytes_max());
+                self.say(greeting);
+                Ok(())
+            }
+            Language::Json => {
+                let namespace = self.hello.namespace.clone();
+                match self.connect(&namespace, None).await {
+                    Ok(()) => Ok(()),
+                    Err((close, refusal)) => {
+                        self.say(self.language.error(&namespace, &refusal));
+                        Err(close)
+                    }
+                }
+            }
+        }
+    }
+
+    async fn converse(&mut self) -> Close {
+        loop {
+            let done = match self.next().await {
+                Happening::Received(Received::Message(message)) => {
+                    match self.language.decode(message, &self.hello.namespace) {
+                        Ok(said) => self.on_said(said).await,
+                        Err((close, why)) => self.broken(close, &why),
+                    }
+                }
+                Happening::Received(Received::Close) => Err(Close::ClientLeft),
+                Happening::Received(Received::TooLarge) => {
+                    let text = format!(
+                        "a message has at most {} bytes (setting limits.message_bytes)",
+                        self.message_bytes_max()
+                    );
+                    self.broken(Close::MessageTooLarge, &text)
+                }
+                Happening::Received(Received::Broken(why)) => self.broken(Close::ProtocolError, &why),
+                Happening::End(close) => Err(close),
+                Happening::Clock => self.on_clock(),
+                Happening::Draining => Err(self.drain().await),
+            };
+            if let Err(close) = done {
+                return close;
+            }
+        }
+    }
+
+    /// Everything waited for here may be dropped half-way.
+    async fn next(&mut self) -> Happening {
+        let wake = self.next_wake();
+        tokio::select! {
+            biased;
+            close = self.outbox.ended() => Happening::End(close),
+            () = self.gateway.tasks.draining().cancelled() => Happening::Draining,
+            received = self.socket.inbox.recv() => {
+                received.map_or(Happening::End(Close::ConnectionLost), Happening::Received)
+            }
+            () = tokio::time::sleep_until(wake) => Happening::Clock,
+        }
+    }
+
+    async fn on_said(&mut self, said: Vec<Said>) -> Result<(), Close> {
+        metrics::counter!("ws_messages_total", "direction" => "in").increment(said.len() as u64);
+        for said in said {
+            match said {
+                Ok(Heard::Event { namespace, name, data, ack }) => self.on_event(&namespace, name, data, ack).await,
+                Ok(Heard::Connect { namespace, auth }) => {
+                    if let Err((close, refusal)) = self.connect(&namespace, auth.as_deref()).await {
+                        // One refused namespace ends nothing else; a client without any runs into
+                        // the handshake's time-out.
+                        tracing::debug!(code = refusal.code, close = close.word(), "connect refused");
+                        metrics::counter!("ws_connection_errors_total", "reason" => close.word()).increment(1);
+                        self.say(language::connect_error(&namespace, &refusal));
+                    }
+                }
+                Ok(Heard::Disconnect { namespace }) => self.leave_namespace(&namespace).await,
+                Ok(Heard::Ping(text)) => self.say(language::engine_pong(&text)),
+                Ok(Heard::Ack { .. } | Heard::Pong | Heard::Upgrade) => {}
+                Ok(Heard::Close) => return Err(Close::ClientLeft),
+                Err((ack, refusal)) => {
+                    let namespace = self.hello.namespace.clone();
+                    self.say(self.language.refused(&namespace, ack, &refusal, false));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The life of an event: limits → the gateway's own answer, or a decision → the answer.
+    async fn on_event(&mut self, namespace: &Arc<str>, name: Arc<str>, data: Payload, ack: Option<AckId>) {
+        let Some((tenant, index)) = self.connected(namespace) else {
+            let refusal = Refusal::new("not_connected", format!("connect to the namespace {namespace} first"));
+            self.say(self.language.refused(namespace, ack, &refusal, false));
+            return;
+        };
+        if let Err(refusal) = self.within_limits(&tenant, index, &name) {
+            self.say(self.language.refused(namespace, ack, &refusal, true));
+            return;
+        }
+        let answer = match requests::Request::of(&name) {
+            Some(request) => self.answer(request, &tenant, index, &data).await,
+            None => self.decide(&tenant, index, name, data).await,
+        };
+        match answer {
+            Ok(answer) => self.reply(namespace, ack, answer),
+            Err(refusal) => self.say(self.language.refused(namespace, ack, &refusal, false)),
+        }
+    }
+
+    /// An event that is the tenant's to decide.
+    async fn decide(
+        &mut self,
+        tenant: &Arc<LiveTenant>,
+        index: usize,
+        name: Arc<str>,
+        data: Payload,
+    ) -> Result<requests::Answer, Refusal> {
+        let connection = &self.connections[index];
+        let event = Event {
+            name,
+            namespace: connection.local.namespace.clone(),
+            data,
+            sender: Some(connection.client.clone()),
+        };
+        let local = connection.local.clone();
+        let may_publish =
+            move |room: &crate::room::Room| local.grants.lock().get(room).is_some_and(|grant| grant.publish);
+        let input = crate::decision::Input::Event { event: &event, may_publish: &may_publish };
+        let decided = tenant
+            .decisions
+            .run(&tenant.pipeline.load_full(), input)
+            .await
+            .map_err(|undecided| undecided.into_refusal())?;
+        connection::applied(&self.gateway, tenant, &decided).await;
+        Ok(requests::Answer::of_decision(decided))
+    }
+
+    fn within_limits(&mut self, tenant: &LiveTenant, index: usize, name: &Arc<str>) -> Result<(), Refusal> {
+        let limits = &tenant.tenant.limits;
+        if let Err(wait) = self.rate.take(Instant::now()) {
+            let per_minute = limits.messages_per_minute.map_or(0, std::num::NonZeroU32::get);
+            return Err(rate_limited("messages of one connection", "limits.messages_per_minute", per_minute, wait));
+        }
+        match limits.user_events_per_minute.get(&**name) {
+            Some(rate) => tenant.user_rates.take(&self.connections[index].client.identity.subject, name, *rate),
+            None => Ok(()),
+        }
+    }
+
+    fn connected(&self, namespace: &str) -> Option<(Arc<LiveTenant>, usize)> {
+        let index = self.connections.iter().position(|connection| &*connection.local.namespace == namespace)?;
+        Some((self.tenant.clone()?, index))
+    }
+
+    fn reply(&self, namespace: &Arc<str>, ack: Option<AckId>, answer: requests::Answer) {
+        for (event, data) in &answer.events {
+            self.say(self.language.event(namespace, event, data));
+        }
+        if let Some(ack) = ack {
+            self.say(self.language.answer(namespace, ack, &answer.ack));
+        }
+    }
+
+    /// Says why before the end.
+    fn broken(&self, close: Close, why: &str) -> Result<(), Close> {
+        let namespace =
+            self.connections.first().map_or_else(|| self.hello.namespace.clone(), |c| c.local.namespace.clone());
+        self.say(self.language.error(&namespace, &Refusal::new(close.word(), why)));
+        Err(close)
+    }
+
+    fn say(&self, frames: bytes::Bytes) {
+        self.outbox.push_before_held(frames);
+        self.outbox.flush();
+    }
+
+    fn message_bytes_max(&self) -> usize {
+        self.socket.message_bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// The tenant is known: its limits hold from here on.
+    fn enter(&mut self, tenant: &Arc<LiveTenant>) -> Result<(), Close> {
+        if self.tenant_slot.is_some() {
+            return Ok(());
+        }
+        self.tenant_slot = Some(tenant.connections.take().ok_or(Close::ServerFull)?);
+        let limits = &tenant.tenant.limits;
+        self.socket.message_bytes_max.store(limits.message_bytes, Ordering::Relaxed);
+        self.language.set_message_bytes_max(limits.message_bytes);
+        self.rate = Bucket::new(limits.messages_per_minute, Instant::now());
+        self.tenant = Some(tenant.clone());
+        Ok(())
+    }
+
+    fn next_wake(&self) -> Instant {
+        let config = &self.gateway.config;
+        let heartbeat = self.pinged.map_or(self.ping_due, |pinged| pinged + config.ping_timeout);
+        let handshake = self.connections.is_empty().then(|| self.opened + config.handshake_timeout);
+        let expiry = self.connections.iter().filter_map(|connection| connection.expires(self.told_of_expiry)).min();
+        [Some(heartbeat), handshake, expiry].into_iter().flatten().min().unwrap_or(heartbeat)
+    }
+
+    fn on_clock(&mut self) -> Result<(), Close> {
+        let (now, config) = (Instant::now(), &self.gateway.config);
+        if self.connections.is_empty() && now >= self.opened + config.handshake_timeout {
+            return self
+                .broken(Close::HandshakeTimeout, "no namespace was connected in time (setting handshake_timeout_ms)");
+        }
+        if let Some(connection) =
+            self.connections.iter().find(|connection| connection.expires(true).is_some_and(|at| now >= at))
+        {
+            let refusal = Refusal::new("token_expired", "the token has ended; connect again with a fresh one");
+            self.say(self.language.error(&connection.local.namespace, &refusal));
+            return Err(Close::TokenExpired);
+        }
+        if !self.told_of_expiry {
+            for connection in
+                self.connections.iter().filter(|connection| connection.expires(false).is_some_and(|at| now >= at))
+            {
+                let left = connection.expires(true).map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+                let data = json!({ "expires_in_ms": left.as_millis() as u64 });
+                self.say(self.language.event(&connection.local.namespace, "token_expiring", &Payload::one(&data)));
+                self.told_of_expiry = true;
+            }
+        }
+        self.heartbeat(now)
+    }
+
+    /// Pings on the beat whatever the client says meanwhile: Socket.IO clients count on it.
+    fn heartbeat(&mut self, now: Instant) -> Result<(), Close> {
+        if let Some(pinged) = self.pinged {
+            if self.socket.last_heard.at() >= pinged {
+                self.ping_due = pinged + self.gateway.config.ping_interval;
+                self.pinged = None;
+            } else if now >= pinged + self.gateway.config.ping_timeout {
+                return Err(Close::PingTimeout);
+            }
+        }
+        if self.pinged.is_none() && now >= self.ping_due {
+            self.say(self.language.ping());
+            self.pinged = Some(now);
+        }
+        Ok(())
+    }
+
+    /// The node stops: the client is told, and goes at a moment of its own.
+    async fn drain(&mut self) -> Close {
+        let window = self.gateway.config.shutdown_grace / 2;
+        let hint = json!({"reason": "shutdown", "reconnect_after_ms": crate::close::jitter(crate::close::RECONNECT_JITTER_MAX).as_millis() as u64});
+        for connection in &self.connections {
+            self.say(self.language.event(&connection.local.namespace, "server:shutdown", &Payload::one(&hint)));
+        }
+        let pace = window.min(Duration::from_millis(u64::from(self.gateway.connections.taken())));
+        tokio::time::sleep(crate::close::jitter(pace)).await;
+        Close::Shutdown
+    }
+
+    /// The last words, and out of all rooms.
+    async fn goodbye(&mut self, close: Close) {
+        let last = self.language.farewell(close);
+        self.outbox.release();
+        self.outbox.seal(last);
+        while let Some(connection) = self.connections.pop() {
+            self.leave(connection).await;
+        }
+        // The reader stops when nobody reads the inbox; until then the client may still say its own goodbye.
+        self.socket.inbox.close();
+    }
+}
+
+/// How long a closing socket may take.
+pub fn farewell_timeout() -> Duration {
+    FAREWELL_TIMEOUT
+}

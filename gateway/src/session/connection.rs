@@ -1,0 +1,257 @@
+//! One namespace of a client: how it comes in, and how it goes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
+use crate::client::{Client, ConnectionId, Identity, random_id};
+use crate::close::Close;
+use crate::commit::{Commit, CommitId, Effect, Millis, SessionRecord, now_ms};
+use crate::decision::token::peek_tenant;
+use crate::decision::{Decided, Input, Undecided};
+use crate::delivery::rooms::{Attached, Local};
+use crate::event::Refusal;
+use crate::gateway::{Gateway, LiveTenant};
+
+/// How long a client may be away and come back to its rooms, in milliseconds.
+const RECOVERY_WINDOW_MS: Millis = 120_000;
+
+/// How long an answer waits for this node to apply the commit that it speaks of.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One namespace of a client.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) local: Arc<Local>,
+    /// The secret name under which the client can come back.
+    pub(super) session: Arc<str>,
+    expires: Option<Instant>,
+    _attached: Attached,
+}
+
+impl Connection {
+    /// When the token ends; or, with `told == false`, when its client is to be told that it will.
+    pub(super) fn expires(&self, told: bool) -> Option<Instant> {
+        let expires = self.expires?;
+        Some(if told { expires } else { expires.checked_sub(TOKEN_EXPIRING_BEFORE).unwrap_or(expires) })
+    }
+
+    /// Takes a fresh token's identity.
+    pub(super) fn refresh(&mut self, identity: Identity) {
+        self.expires = expiry(&identity);
+        self.client.identity = identity;
+    }
+
+    /// The session record as it stands.
+    pub(super) fn record(&self) -> SessionRecord {
+        SessionRecord {
+            session: self.session.clone(),
+            connection: self.client.connection.clone(),
+            subject: self.client.identity.subject.clone(),
+            namespace: self.client.namespace.clone(),
+            rooms: self.local.grants.lock().iter().map(|(room, grant)| (room.clone(), *grant)).collect(),
+            ttl_ms: RECOVERY_WINDOW_MS,
+        }
+    }
+}
+
+fn expiry(identity: &Identity) -> Option<Instant> {
+    let left_ms = identity.expires_at_s?.saturating_mul(1_000).saturating_sub(now_ms());
+    // A century is for ever, and does not overflow an instant.
+    const CENTURY_MS: u64 = 100 * 365 * 24 * 3_600_000;
+    Some(Instant::now() + Duration::from_millis(left_ms.min(CENTURY_MS)))
+}
+
+/// Waits until this node has applied what was decided, where the answer would otherwise be
+/// ahead of it: the next event of the client may rest on it.
+pub(super) async fn applied(gateway: &Gateway, tenant: &LiveTenant, decided: &Decided) {
+    let (true, Some(position)) = (decided.memberships, decided.position) else { return };
+    let Ok(rooms) = tenant.rooms(gateway).await else { return };
+    if tokio::time::timeout(APPLY_TIMEOUT, rooms.applied(position)).await.is_err() {
+        metrics::counter!("apply_timeouts_total").increment(1);
+        tracing::warn!(tenant = %tenant.tenant.id, %position, "this node is late in applying the log");
+    }
+}
+
+const NO_TOKEN: &str = "no token: send it as auth.token, as Authorization: Bearer, or as ?token=";
+
+type Refused = (Close, Refusal);
+
+fn refused(close: Close, message: impl Into<String>) -> Refused {
+    (close, Refusal::new(close.word(), message))
+}
+
+impl Session {
+    /// Brings the client into a namespace: token → identity → authorizer → commit → attached.
+    pub(super) async fn connect(&mut self, namespace: &Arc<str>, auth: Option<&str>) -> Result<(), Refused> {
+        if self.connections.iter().any(|connection| connection.local.namespace == *namespace) {
+            return Err(refused(Close::ProtocolError, format!("already connected to {namespace}")));
+        }
+        if self.connections.len() >= NAMESPACES_MAX {
+            return Err(refused(
+                Close::ProtocolError,
+                format!("at most {NAMESPACES_MAX} namespaces on one connection"),
+            ));
+        }
+        let (tenant, identity) = self.identify(auth)?;
+        self.enter(&tenant).map_err(|close| {
+            let max = tenant.tenant.limits.connections;
+            refused(close, format!("the tenant has {max} connections on this node (setting limits.connections)"))
+        })?;
+        if self.user.is_none() {
+            let Some(slot) = tenant.user_slot(&identity.subject) else {
+                let max = tenant.tenant.limits.connections_per_user;
+                let text = format!("a user may have {max} connections (setting limits.connections_per_user)");
+                return Err(refused(Close::ConnectionLimit, text));
+            };
+            self.user = Some(slot);
+        } else if self.user.as_ref().is_some_and(|user| *user.subject() != identity.subject) {
+            return Err(refused(Close::Unauthorized, "one connection speaks for one user in all its namespaces"));
+        }
+        let connected = self.admit(&tenant, identity, namespace).await;
+        if connected.is_err() && self.connections.is_empty() {
+            self.user = None;
+        }
+        connected
+    }
+
+    fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
+        let auth: serde_json::Value = auth.and_then(|auth| serde_json::from_str(auth).ok()).unwrap_or_default();
+        let token = auth.get("token").and_then(|token| token.as_str()).or(self.hello.token.as_deref());
+        let token = token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token));
+        let tenant = match (&self.tenant, token) {
+            (Some(tenant), _) => Some(tenant.clone()),
+            (None, Some(token)) => peek_tenant(token).and_then(|name| self.gateway.tenant(&name)),
+            (None, None) => None,
+        };
+        let tenant = tenant.or_else(|| self.gateway.tenant(self.gateway.config.default_tenant.as_ref()?.as_str()));
+        let Some(tenant) = tenant else {
+            let text = match token {
+                Some(_) => "the token has no `tenant` claim that names a tenant here; or connect to /t/{tenant}/…",
+                None => NO_TOKEN,
+            };
+            return Err(refused(Close::Unauthorized, text));
+        };
+        let identity = match token {
+            Some(token) => tenant.verifier.verify(token, now_ms() / 1_000).map_err(|error| {
+                tracing::debug!(tenant = %tenant.tenant.id, %error, "token refused");
+                refused(Close::Unauthorized, error.public_message())
+            })?,
+            None => tenant.verifier.anonymous().ok_or_else(|| refused(Close::Unauthorized, NO_TOKEN))?,
+        };
+        Ok((tenant, identity))
+    }
+
+    async fn admit(
+        &mut self,
+        tenant: &Arc<LiveTenant>,
+        identity: Identity,
+        namespace: &Arc<str>,
+    ) -> Result<(), Refused> {
+        let unavailable = |message: String| refused(Close::EngineUnavailable, message);
+        let rooms = tenant.rooms(&self.gateway).await.map_err(|error| unavailable(error.to_string()))?;
+        let expires = expiry(&identity);
+        let client = Client { connection: ConnectionId::random(), identity, namespace: namespace.clone() };
+        let local = Arc::new(Local {
+            id: client.connection.clone(),
+            subject: client.identity.subject.clone(),
+            namespace: namespace.clone(),
+            outbox: self.outbox.clone(),
+            dialect: self.language.dialect(),
+            grants: Mutex::new(HashMap::new()),
+        });
+        // Known here before it is anywhere else, so that its arrival in the log finds it.
+        let attached = rooms.attach(local.clone()).await.map_err(|error| unavailable(error.to_string()))?;
+        let session: Arc<str> = random_id().into();
+        let record = SessionRecord {
+            session: session.clone(),
+            connection: client.connection.clone(),
+            subject: client.identity.subject.clone(),
+            namespace: namespace.clone(),
+            rooms: BTreeMap::new(),
+            ttl_ms: RECOVERY_WINDOW_MS,
+        };
+        let input = Input::Connect { who: &client, session: record };
+        let pipeline = tenant.pipeline.load_full();
+        let decided = tenant.decisions.run(&pipeline, input).await.map_err(connect_refused)?;
+        applied(&self.gateway, tenant, &decided).await;
+        let connection = Connection { client, local, session, expires, _attached: attached };
+        self.greet(&connection, &decided);
+        self.connections.push(connection);
+        self.connected_hooks(tenant, namespace).await;
+        Ok(())
+    }
+
+    fn greet(&self, connection: &Connection, decided: &Decided) {
+        let config = &self.gateway.config;
+        let rooms: Vec<_> = decided.joined.iter().map(|(room, _)| room.name().to_owned()).collect();
+        let welcome = json!({
+            "connection": connection.client.connection.as_str(),
+            "session": &*connection.session,
+            "subject": &*connection.client.identity.subject,
+            "namespace": &*connection.client.namespace,
+            "rooms": rooms,
+            "pos": decided.position.map(|position| position.to_string()),
+            "recovery_window_ms": RECOVERY_WINDOW_MS,
+            "ping_interval_ms": config.ping_interval.as_millis() as u64,
+            "ping_timeout_ms": config.ping_timeout.as_millis() as u64,
+            "message_bytes_max": self.message_bytes_max(),
+        });
+        self.say(self.language.connected(
+            connection.client.connection.as_str(),
+            &connection.client.namespace,
+            &welcome,
+        ));
+    }
+
+    /// Tells the handlers that asked for it; what they do is a commit of its own.
+    async fn connected_hooks(&self, tenant: &LiveTenant, namespace: &str) {
+        let pipeline = tenant.pipeline.load_full();
+        if !pipeline.handlers.iter().any(|(handler, _)| handler.exports.connection_events) {
+            return;
+        }
+        let Some(connection) = self.connections.iter().find(|c| &*c.local.namespace == namespace) else { return };
+        let handshake = json!({
+            "origin": self.hello.origin,
+            "address": self.hello.address.to_string(),
+            "recovered": false,
+        });
+        let input = Input::Connected { who: &connection.client, handshake: &handshake.to_string() };
+        if let Err(error) = tenant.decisions.run(&pipeline, input).await {
+            tracing::warn!(tenant = %tenant.tenant.id, %error, "a handler of connections failed");
+        }
+    }
+
+    /// A Socket.IO client leaves one namespace.
+    pub(super) async fn leave_namespace(&mut self, namespace: &str) {
+        if let Some(index) = self.connections.iter().position(|c| &*c.local.namespace == namespace) {
+            let connection = self.connections.remove(index);
+            self.leave(connection).await;
+        }
+    }
+
+    /// Out of all rooms, on every node. The session record stays: the client may come back.
+    pub(super) async fn leave(&self, connection: Connection) {
+        let Some(tenant) = &self.tenant else { return };
+        let gone = Effect::Gone { id: connection.client.connection.clone() };
+        let commit = Commit { effects: vec![gone], ..Commit::new(CommitId::random()) };
+        if let Err(error) = tenant.decisions.commit_directly(commit).await {
+            tracing::warn!(tenant = %tenant.tenant.id, %error, "a connection's leaving was not committed");
+        }
+    }
+}
+
+fn connect_refused(undecided: Undecided) -> Refused {
+    match undecided {
+        // The component's own words.
+        Undecided::Refused(refusal) => (Close::Forbidden, refusal),
+        Undecided::Engine(refusal) => (Close::EngineUnavailable, refusal),
+        other => (Close::AuthorizerUnavailable, other.into_refusal()),
+    }
+}

@@ -1,0 +1,180 @@
+//! A client's protocol, as the session speaks it: messages to inputs, answers to frames.
+
+use bytes::{Bytes, BytesMut};
+use serde_json::{Value, json};
+
+use crate::client::random_id;
+use crate::close::Close;
+use crate::commit::{Cursor, Position, Publication};
+use crate::config::Config;
+use crate::connection::protocol::{AckId, Input, Message, engineio, json as plain, socketio};
+use crate::connection::socket::{binary_frame, close_frame, ping_frame, text_frame};
+use crate::connection::upgrade::Protocol;
+use crate::delivery::rooms::Dialect;
+use crate::event::{Payload, Refusal};
+
+/// What a client speaks, with what decoding has to remember.
+pub(super) enum Language {
+    /// The JSON protocol at `/ws`.
+    Json,
+    /// Socket.IO v5 over Engine.IO v4.
+    SocketIo(Box<socketio::Decoder>),
+}
+
+/// What one message says: inputs, or what is wrong with one of them.
+pub(super) type Said = Result<Input, (Option<AckId>, Refusal)>;
+
+impl Language {
+    pub(super) fn new(protocol: Protocol, message_bytes_max: usize) -> Language {
+        match protocol {
+            Protocol::Json => Language::Json,
+            Protocol::SocketIo => Language::SocketIo(Box::new(socketio::Decoder::new(message_bytes_max))),
+        }
+    }
+
+    pub(super) fn set_message_bytes_max(&mut self, bytes: usize) {
+        if let Language::SocketIo(decoder) = self {
+            decoder.set_limit(bytes);
+        }
+    }
+
+    /// Bytes → inputs. An error ends the connection.
+    pub(super) fn decode(
+        &mut self,
+        message: Message,
+        namespace: &std::sync::Arc<str>,
+    ) -> Result<Vec<Said>, (Close, String)> {
+        match self {
+            Language::Json => plain::decode(&message, namespace)
+                .map(|inputs| inputs.map(|input| input.map_err(|error| (error.id, error.refusal()))).collect())
+                .map_err(|error| (error.close(), error.to_string())),
+            Language::SocketIo(decoder) => decoder
+                .decode(message)
+                .map(|input| input.into_iter().map(Ok).collect())
+                .map_err(|error| (error.close(), error.to_string())),
+        }
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self {
+            Language::Json => Dialect { slot: 0, event: json_event, farewell: json_farewell, reset: json_reset },
+            Language::SocketIo(_) => {
+                Dialect { slot: 1, event: socketio_event, farewell: socketio_farewell, reset: socketio_reset }
+            }
+        }
+    }
+
+    /// An event to this client only.
+    pub(super) fn event(&self, namespace: &str, name: &str, data: &Payload) -> Bytes {
+        match self {
+            Language::Json => text_frame(&plain::notice_payload(name, data)),
+            Language::SocketIo(_) => packet(socketio::event(namespace, name, data, None)),
+        }
+    }
+
+    pub(super) fn answer(&self, namespace: &str, ack: AckId, data: &Payload) -> Bytes {
+        match self {
+            Language::Json => text_frame(&plain::answer(ack, data)),
+            Language::SocketIo(_) => packet(socketio::ack(namespace, ack, data)),
+        }
+    }
+
+    /// The event `error`.
+    pub(super) fn error(&self, namespace: &str, refusal: &Refusal) -> Bytes {
+        match self {
+            Language::Json => text_frame(&plain::error(None, refusal)),
+            Language::SocketIo(_) => packet(socketio::event(namespace, "error", &error_payload(refusal), None)),
+        }
+    }
+
+    /// A refusal: as the acknowledgement that was asked for, otherwise, or with `event`, as the
+    /// event `error`.
+    pub(super) fn refused(&self, namespace: &str, ack: Option<AckId>, refusal: &Refusal, event: bool) -> Bytes {
+        let Some(ack) = ack else { return self.error(namespace, refusal) };
+        let answer = match self {
+            Language::Json => text_frame(&plain::error(Some(ack), refusal)),
+            Language::SocketIo(_) => packet(socketio::ack(namespace, ack, &Payload::one(&json!({ "error": refusal })))),
+        };
+        if event { [answer, self.error(namespace, refusal)].concat().into() } else { answer }
+    }
+
+    pub(super) fn connected(&self, connection: &str, namespace: &str, welcome: &Value) -> Bytes {
+        match self {
+            Language::Json => text_frame(&plain::connected(welcome)),
+            // No `pid`: clients that are given one expect an offset behind every event.
+            Language::SocketIo(_) => text_frame(&socketio::connected(namespace, connection, None)),
+        }
+    }
+
+    pub(super) fn ping(&self) -> Bytes {
+        match self {
+            Language::Json => ping_frame(),
+            Language::SocketIo(_) => text_frame(engineio::PING),
+        }
+    }
+
+    pub(super) fn farewell(&self, close: Close) -> Bytes {
+        close_frame(close.code(), close.word())
+    }
+}
+
+/// A packet's frames, one behind the other.
+fn packet(packet: socketio::Packet) -> Bytes {
+    if packet.attachments.is_empty() {
+        return text_frame(&packet.text);
+    }
+    let mut frames = BytesMut::new();
+    for message in packet.into_messages() {
+        match message {
+            Message::Text(text) => frames.extend_from_slice(&text_frame(&text)),
+            Message::Binary(bytes) => frames.extend_from_slice(&binary_frame(&bytes)),
+        }
+    }
+    frames.freeze()
+}
+
+/// Engine.IO's greeting.
+pub(super) fn handshake(config: &Config, message_bytes_max: usize) -> Bytes {
+    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let (interval, timeout) = (ms(config.ping_interval), ms(config.ping_timeout));
+    text_frame(&engineio::handshake(&random_id(), interval, timeout, message_bytes_max, &[]))
+}
+
+pub(super) fn connect_error(namespace: &str, refusal: &Refusal) -> Bytes {
+    let data = json!({ "code": refusal.code, "retry_after_ms": refusal.retry_after_ms });
+    text_frame(&socketio::connect_error(namespace, &refusal.message, Some(&data.to_string())))
+}
+
+pub(super) fn engine_pong(text: &str) -> Bytes {
+    text_frame(&engineio::pong(text))
+}
+
+fn error_payload(refusal: &Refusal) -> Payload {
+    Payload::one(&json!(refusal))
+}
+
+fn json_event(publication: &Publication, cursor: Option<Cursor>) -> Bytes {
+    let cursor = cursor.map(|cursor| cursor.to_string());
+    text_frame(&plain::event(publication.room.name(), &publication.event, &publication.data, cursor.as_deref()))
+}
+
+fn json_farewell(_namespace: &str, why: &Refusal) -> Bytes {
+    text_frame(&plain::error(None, why))
+}
+
+fn json_reset(_namespace: &str, position: Position) -> Bytes {
+    text_frame(&plain::notice("reset", &json!({ "pos": position.to_string() })))
+}
+
+fn socketio_event(publication: &Publication, _cursor: Option<Cursor>) -> Bytes {
+    packet(socketio::event(publication.room.namespace(), &publication.event, &publication.data, None))
+}
+
+fn socketio_farewell(namespace: &str, why: &Refusal) -> Bytes {
+    packet(socketio::event(namespace, "error", &error_payload(why), None))
+}
+
+fn socketio_reset(namespace: &str, position: Position) -> Bytes {
+    let data = Payload::one(&json!({ "pos": position.to_string() }));
+    packet(socketio::event(namespace, "reset", &data, None))
+}

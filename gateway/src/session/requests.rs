@@ -1,0 +1,142 @@
+//! What the gateway itself answers, in both protocols. Everything else goes to routing.
+
+mod publishing;
+mod reading;
+mod resume;
+mod rooms;
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::Session;
+use crate::commit::now_ms;
+use crate::decision::Decided;
+use crate::event::{Payload, Refusal};
+use crate::gateway::LiveTenant;
+
+/// The events that the gateway answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Request {
+    JoinRoom,
+    JoinChannel,
+    LeaveRoom,
+    LeaveChannel,
+    Subscribe,
+    Unsubscribe,
+    Publish,
+    BatchUpdate,
+    History,
+    Presence,
+    Heartbeat,
+    RefreshToken,
+    Resume,
+}
+
+impl Request {
+    /// By the event's name; `None`: not the gateway's to answer.
+    pub(super) fn of(name: &str) -> Option<Request> {
+        Some(match name {
+            "join_room" => Request::JoinRoom,
+            "join_channel" => Request::JoinChannel,
+            "leave_room" => Request::LeaveRoom,
+            "leave_channel" => Request::LeaveChannel,
+            "subscribe" => Request::Subscribe,
+            "unsubscribe" => Request::Unsubscribe,
+            "publish" => Request::Publish,
+            "batch_update" => Request::BatchUpdate,
+            "history" => Request::History,
+            "presence" => Request::Presence,
+            "heartbeat" => Request::Heartbeat,
+            "refresh_token" => Request::RefreshToken,
+            "resume" => Request::Resume,
+            _ => return None,
+        })
+    }
+}
+
+/// What goes back to the client: its acknowledgement, and events beside it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) ack: Payload,
+    pub(super) events: Vec<(&'static str, Payload)>,
+}
+
+impl Answer {
+    fn ack(data: &Value) -> Answer {
+        Answer { ack: Payload::one(data), events: Vec::new() }
+    }
+
+    /// The same as acknowledgement and as an event, for clients that listen for it.
+    fn also(event: &'static str, data: &Value) -> Answer {
+        let data = Payload::one(data);
+        Answer { ack: data.clone(), events: vec![(event, data)] }
+    }
+
+    /// What a handler replied; without a reply, where its commit is.
+    pub(super) fn of_decision(decided: Decided) -> Answer {
+        let ack = decided
+            .reply
+            .unwrap_or_else(|| Payload::one(&json!({ "pos": decided.position.map(|position| position.to_string()) })));
+        Answer { ack, events: Vec::new() }
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Refusal {
+    Refusal::new("invalid", message)
+}
+
+/// The first argument as this request's own type.
+fn argument<T: DeserializeOwned>(data: &Payload) -> Result<T, Refusal> {
+    let first: Vec<Value> = serde_json::from_str(&data.args).map_err(|error| invalid(error.to_string()))?;
+    let first = first.into_iter().next().unwrap_or(Value::Null);
+    serde_json::from_value(first).map_err(|error| invalid(format!("the first argument: {error}")))
+}
+
+impl Session {
+    /// Answers a request of the connection with this index.
+    pub(super) async fn answer(
+        &mut self,
+        request: Request,
+        tenant: &Arc<LiveTenant>,
+        index: usize,
+        data: &Payload,
+    ) -> Result<Answer, Refusal> {
+        match request {
+            Request::JoinRoom => self.join_room(tenant, index, data).await,
+            Request::JoinChannel => self.join_channel(tenant, index, data).await,
+            Request::LeaveRoom => self.leave_room(tenant, index, data).await,
+            Request::LeaveChannel => self.leave_channel(tenant, index, data).await,
+            Request::Subscribe => self.subscribe(tenant, index, data).await,
+            Request::Unsubscribe => self.unsubscribe(tenant, index, data).await,
+            Request::Publish => self.publish(tenant, index, data).await,
+            Request::BatchUpdate => self.batch_update(tenant, index, data).await,
+            Request::History => self.history(tenant, index, data).await,
+            Request::Presence => self.presence(tenant, index, data).await,
+            Request::Heartbeat => Ok(Answer::ack(&json!({ "ts": now_ms() }))),
+            Request::RefreshToken => self.refresh_token(tenant, index, data),
+            Request::Resume => self.resume(tenant, index, data).await,
+        }
+    }
+
+    fn refresh_token(&mut self, tenant: &LiveTenant, index: usize, data: &Payload) -> Result<Answer, Refusal> {
+        #[derive(serde::Deserialize)]
+        struct Fresh {
+            token: String,
+        }
+        let fresh: Fresh = argument(data)?;
+        let identity = tenant
+            .verifier
+            .verify(&fresh.token, now_ms() / 1_000)
+            .map_err(|error| Refusal::new("unauthorized", error.public_message()))?;
+        let connection = &mut self.connections[index];
+        if identity.subject != connection.client.identity.subject {
+            return Err(Refusal::new("forbidden", "the fresh token is for another subject"));
+        }
+        let expires_at_s = identity.expires_at_s;
+        connection.refresh(identity);
+        self.told_of_expiry = false;
+        Ok(Answer::also("token_refreshed", &json!({ "expires_at_s": expires_at_s })))
+    }
+}

@@ -1,0 +1,145 @@
+//! What a member may look at: who is there, and what was said before.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use super::{Answer, Session, argument, invalid};
+use crate::commit::{Effect, Entry, Grant, Position};
+use crate::event::{Payload, Refusal};
+use crate::gateway::LiveTenant;
+use crate::room::Room;
+
+/// Events that one page of history holds at most.
+const HISTORY_LIMIT_MAX: usize = 200;
+/// Events of a page when the client does not say how many.
+const HISTORY_LIMIT_DEFAULT: usize = 50;
+/// Members that one answer names at most; the count is always whole.
+const MEMBERS_MAX: usize = 1_000;
+
+#[derive(Deserialize)]
+struct HistoryArgument {
+    room: String,
+    before: Option<String>,
+    #[serde(default)]
+    offset: usize,
+    limit: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct PresenceArgument {
+    room: String,
+}
+
+impl Session {
+    /// The room, if the client is in it and was granted what it asks for.
+    fn granted(&self, index: usize, name: &str, what: &str, granted: fn(&Grant) -> bool) -> Result<Room, Refusal> {
+        let local = &self.connections[index].local;
+        let room = Room::parse_in(&local.namespace, name)
+            .map_err(|error| invalid(error.to_string()))?
+            .ok_or_else(|| Refusal::new("forbidden", format!("{name} belongs to another namespace")))?;
+        let allowed = local.grants.lock().get(&room).is_some_and(granted);
+        if allowed { Ok(room) } else { Err(Refusal::new("forbidden", format!("no grant for the {what} of {room}"))) }
+    }
+
+    pub(super) async fn history(
+        &mut self,
+        tenant: &Arc<LiveTenant>,
+        index: usize,
+        data: &Payload,
+    ) -> Result<Answer, Refusal> {
+        let wanted: HistoryArgument = argument(data)?;
+        let room = self.granted(index, &wanted.room, "history", |grant| grant.history)?;
+        let limit = wanted.limit.unwrap_or(HISTORY_LIMIT_DEFAULT);
+        if limit == 0 || limit > HISTORY_LIMIT_MAX || wanted.offset > HISTORY_LIMIT_MAX * 10 {
+            return Err(invalid(format!("limit is 1 to {HISTORY_LIMIT_MAX}, offset 0 to {}", HISTORY_LIMIT_MAX * 10)));
+        }
+        let before = match wanted.before.as_deref() {
+            Some(text) => {
+                Some(Position::parse(text).ok_or_else(|| invalid("before is a position, as in `pos` of an event"))?)
+            }
+            None => None,
+        };
+        let page = self.page(tenant, &room, before, wanted.offset, limit).await?;
+        Ok(Answer::ack(&page))
+    }
+
+    /// One page, oldest first. Entries are whole on a page: none is doubled or cut by the next.
+    async fn page(
+        &self,
+        tenant: &LiveTenant,
+        room: &Room,
+        before: Option<Position>,
+        offset: usize,
+        limit: usize,
+    ) -> Result<Value, Refusal> {
+        let mut entries = self
+            .gateway
+            .engine
+            .history(&tenant.tenant.id, room, before, offset + limit + 1)
+            .await
+            .map_err(|error| Refusal::new("engine_unavailable", error.to_string()))?;
+        entries.truncate(entries.len().saturating_sub(offset));
+        let more = entries.len() > limit;
+        let page = &entries[entries.len().saturating_sub(limit)..];
+        let next = page.first().filter(|_| more).map(|entry| entry.position.to_string());
+        let events: Vec<Value> = page.iter().flat_map(|entry| events_of(entry, room)).collect();
+        Ok(json!({ "room": room.name(), "events": events, "more": more, "before": next }))
+    }
+
+    /// Adds the latest events of a room that was just joined, where the tenant wants it and the grant allows.
+    pub(super) async fn with_history(
+        &self,
+        tenant: &LiveTenant,
+        index: usize,
+        room: &Room,
+        mut answer: Answer,
+    ) -> Result<Answer, Refusal> {
+        let count = tenant.tenant.history_on_join;
+        let allowed = self.connections[index].local.grants.lock().get(room).is_some_and(|grant| grant.history);
+        if count > 0 && allowed {
+            let page = self.page(tenant, room, None, 0, count.min(HISTORY_LIMIT_MAX)).await?;
+            answer.events.push(("history", Payload::one(&page)));
+        }
+        Ok(answer)
+    }
+
+    pub(super) async fn presence(
+        &mut self,
+        tenant: &Arc<LiveTenant>,
+        index: usize,
+        data: &Payload,
+    ) -> Result<Answer, Refusal> {
+        let wanted: PresenceArgument = argument(data)?;
+        let room = self.granted(index, &wanted.room, "presence", |grant| grant.presence)?;
+        let unavailable = |error: crate::engine::EngineError| Refusal::new("engine_unavailable", error.to_string());
+        let engine = &self.gateway.engine;
+        let count = engine.count(&tenant.tenant.id, &room).await.map_err(unavailable)?;
+        let members = engine.members(&tenant.tenant.id, &room, MEMBERS_MAX).await.map_err(unavailable)?;
+        let mut users: Vec<&str> = members.iter().map(|member| &*member.subject).collect();
+        users.dedup();
+        Ok(Answer::ack(&json!({ "room": room.name(), "count": count, "users": users })))
+    }
+}
+
+/// The publications of an entry to a room, as clients see them.
+fn events_of(entry: &Entry, room: &Room) -> Vec<Value> {
+    let publications = entry.effects.iter().filter_map(|effect| match effect {
+        Effect::Publish(publication) if publication.room == *room => Some(publication),
+        _ => None,
+    });
+    publications
+        .map(|publication| {
+            let args: Vec<&RawValue> = serde_json::from_str(&publication.data.args).unwrap_or_default();
+            let mut event = json!({ "event": &*publication.event, "pos": entry.position.to_string(), "at": entry.at });
+            match args.as_slice() {
+                [] => {}
+                [one] => event["data"] = serde_json::from_str(one.get()).unwrap_or_default(),
+                _ => event["args"] = serde_json::from_str(&publication.data.args).unwrap_or_default(),
+            }
+            event
+        })
+        .collect()
+}

@@ -1,0 +1,68 @@
+//! Logs and metrics: how they are set up, and the list of metrics.
+//!
+//! No label holds a room, a user or a connection; labels with tenants and plugins are bounded by
+//! the tenants that are configured.
+
+use std::sync::OnceLock;
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+/// Buckets of histograms of seconds, from 50 µs to 10 s.
+const SECONDS: &[f64] =
+    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+
+/// Starts recording metrics; the same handle for every gateway of the process. `None` when
+/// something else in the process records them.
+pub fn metrics() -> Option<&'static PrometheusHandle> {
+    RECORDER
+        .get_or_init(|| {
+            let builder =
+                PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS).ok()?;
+            let handle = builder.install_recorder().ok()?;
+            describe();
+            Some(handle)
+        })
+        .as_ref()
+}
+
+fn describe() {
+    describe_gauge!("ws_connections", "Open WebSocket connections of this node");
+    describe_counter!("ws_connections_total", "WebSocket connections accepted, by protocol");
+    describe_counter!("ws_disconnections_total", "WebSocket connections ended, by reason");
+    describe_counter!("ws_messages_total", "Messages received (in) from clients");
+    describe_counter!("ws_deliveries_total", "Publications handed to a client's outbox");
+    describe_counter!("ws_connection_errors_total", "Connections refused or broken, by reason");
+    describe_histogram!("delivery_lag_seconds", "From the commit of an entry to its delivery on this node");
+    describe_counter!("delivery_resets_total", "Times that entries were lost for the clients of a tenant");
+    describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
+    describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
+    describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");
+    describe_counter!("ephemeral_dropped_total", "Ephemeral publications that could not be sent");
+    describe_counter!("apply_timeouts_total", "Answers that did not wait for a late node");
+    describe_counter!("timers_fired_total", "Timers fired, by outcome");
+    describe_histogram!("timer_lateness_seconds", "From a timer's due time to its firing");
+    describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
+    describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
+}
+
+/// Starts logging to standard error. A second call changes nothing.
+pub fn logs(filter: &str) {
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // Fails only when a subscriber is there already.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).try_init();
+}
+
+/// Resident memory of this process, in bytes; `None` where `/proc` does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    // Linux on x86-64 and most of aarch64.
+    const PAGE_BYTES: u64 = 4_096;
+    Some(pages * PAGE_BYTES)
+}

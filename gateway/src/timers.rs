@@ -1,0 +1,98 @@
+//! Durable timers: claimed with a lease, fired at the plugin that set them, settled by the
+//! handler's own commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use crate::commit::{Commit, CommitId, FiredTimer, Millis, seconds_since};
+use crate::decision::{Input, Undecided};
+use crate::engine::DueTimer;
+use crate::gateway::Gateway;
+
+/// How often due timers are looked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long looking rests when the engine does not answer.
+const ERROR_REST: Duration = Duration::from_secs(1);
+/// Timers claimed at once.
+const CLAIM_MAX: usize = 64;
+/// Timers that fire at the same time on this node.
+const FIRING_MAX: usize = 128;
+/// How often a timer whose handler fails is fired before it is given up.
+const ATTEMPTS_MAX: u32 = 5;
+/// How long a failed timer rests, doubled with every attempt.
+const RETRY_MS: Millis = 500;
+
+/// Fires timers until the node stops.
+pub async fn run(gateway: Arc<Gateway>) {
+    let firing = Arc::new(Semaphore::new(FIRING_MAX));
+    loop {
+        let rest = match gateway.engine.claim_timers(CLAIM_MAX).await {
+            Ok(due) => {
+                let full = due.len() == CLAIM_MAX;
+                for timer in due {
+                    let Ok(place) = firing.clone().acquire_owned().await else { return };
+                    let firing = gateway.clone();
+                    gateway.tasks.spawn(async move {
+                        fire(&firing, timer).await;
+                        drop(place);
+                    });
+                }
+                if full { Duration::ZERO } else { POLL_INTERVAL }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "timers cannot be claimed");
+                ERROR_REST
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            () = gateway.tasks.draining().cancelled() => return,
+        }
+    }
+}
+
+async fn fire(gateway: &Gateway, timer: DueTimer) {
+    metrics::histogram!("timer_lateness_seconds").record(seconds_since(timer.due));
+    let Some(tenant) = gateway.tenant(timer.tenant.as_str()) else {
+        // The tenant may be served again, or by another node: the timer stays.
+        return give_back(gateway, &timer, 60_000).await;
+    };
+    let result = tenant.decisions.run(&tenant.pipeline.load_full(), Input::Timer(&timer)).await;
+    let outcome = match result {
+        Ok(_) => "ok",
+        Err(Undecided::TimerGone) => "gone",
+        Err(Undecided::Engine(_)) => {
+            give_back(gateway, &timer, RETRY_MS).await;
+            "engine_unavailable"
+        }
+        Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
+            let rest = RETRY_MS << timer.attempt.min(10);
+            tracing::warn!(tenant = %timer.tenant, plugin = &*timer.key.plugin, code = refusal.code, message = refusal.message, rest_ms = rest, "a timer's handler failed: tried again");
+            give_back(gateway, &timer, rest).await;
+            "retried"
+        }
+        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal)) => {
+            tracing::error!(tenant = %timer.tenant, plugin = &*timer.key.plugin, attempts = timer.attempt, code = refusal.code, message = refusal.message, "a timer is given up");
+            settle(&tenant.decisions, &timer).await;
+            "given_up"
+        }
+    };
+    metrics::counter!("timers_fired_total", "outcome" => outcome).increment(1);
+}
+
+async fn give_back(gateway: &Gateway, timer: &DueTimer, after_ms: Millis) {
+    if let Err(error) = gateway.engine.release_timer(timer, after_ms).await {
+        // Its lease ends by itself.
+        tracing::debug!(%error, "a timer could not be given back");
+    }
+}
+
+async fn settle(decisions: &crate::decision::Decisions, timer: &DueTimer) {
+    let fired = FiredTimer { key: timer.key.clone(), token: timer.token.clone() };
+    let commit = Commit { fired: Some(fired), ..Commit::new(CommitId::random()) };
+    if let Err(error) = decisions.commit_directly(commit).await {
+        tracing::debug!(%error, "a timer that is given up could not be removed");
+    }
+}

@@ -1,0 +1,96 @@
+//! Components that misbehave: stopped by name, and nobody else notices.
+
+use serde_json::json;
+
+use crate::support::clients::Clients;
+use crate::support::node::Node;
+use crate::support::{harm, open, token};
+
+#[test]
+fn each_kind_of_harm_is_stopped_by_its_own_limit_and_the_socket_stays_up() {
+    let node = Node::start(vec![harm("harm", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    for (event, data, names) in [
+        ("loop", json!({}), "call_limits.cpu_ms"),
+        ("memory", json!({}), "call_limits.memory_bytes"),
+        ("flood", json!({}), "call_limits.host_calls"),
+        ("trap", json!({}), "trap"),
+        ("stack", json!({}), "trap"),
+    ] {
+        let answer = ws.request("bob", event, data);
+        assert_eq!(answer["error"]["code"], "plugin_failed", "{event}: {answer}");
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(message.contains(names) && message.contains("harm"), "{event}: {message}");
+    }
+    assert_eq!(ws.request("bob", "count", json!({})), 1, "the plugin does not run any more");
+}
+
+#[test]
+fn what_a_failed_handler_published_or_wrote_never_happened() {
+    let node = Node::start(vec![harm("harm", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    for event in ["publish_then_trap", "publish_then_refuse"] {
+        let answer = ws.request("bob", event, json!({}));
+        assert!(answer.get("error").is_some(), "{event}: {answer}");
+    }
+    ws.absent(json!({ "what": "message", "json": { "room": "everyone" } }));
+}
+
+#[test]
+fn an_authorizer_that_fails_refuses_the_join() {
+    let node = Node::start(vec![harm("harm", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    for (room, code) in [("loop:1", "plugin_unavailable"), ("trap:1", "plugin_unavailable"), ("write:1", "denied")] {
+        assert_eq!(ws.request("bob", "join_room", json!({ "room": room }))["error"]["code"], code, "{room}");
+        let answer = ws.request("bob", "publish", json!({ "room": room, "event": "x" }));
+        assert_eq!(answer["error"]["code"], "forbidden", "{room} was joined after all");
+    }
+    assert_eq!(ws.request("bob", "join_room", json!({ "room": "good:1" }))["room_name"], "good:1");
+}
+
+#[test]
+fn while_one_tenants_calls_loop_another_tenants_are_answered() {
+    let node = Node::start(vec![harm("harm", "call_limits.cpu_ms = 400\n"), open("good", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "good", "good", &token("good", "eve", json!({})));
+    for n in 0..20 {
+        let name = format!("bad{n}");
+        ws.join_ws(&node, &name, "harm", &token("harm", &name, json!({})));
+    }
+    for n in 0..20 {
+        ws.tell(json!({"do": "send", "name": format!("bad{n}"), "json": { "id": 900_000 + n, "event": "loop" }}));
+    }
+    for n in 0..50 {
+        assert_eq!(ws.request("good", "echo", json!(n)), n);
+    }
+    // 20 loops of 400 ms need 4 s on two cores: they were still running all the while.
+    assert_eq!(ws.all(&json!({ "json": { "error": { "code": "plugin_failed" } } })).len(), 0, "the loops ended first");
+    ws.message("bad0", json!({ "error": { "code": "plugin_failed" } }));
+}
+
+#[test]
+fn a_timer_fires_at_the_plugin_that_set_it() {
+    let node = Node::start(vec![harm("harm", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    ws.request("bob", "set_timer", json!({ "name": "t", "after_ms": 50 }));
+    assert_eq!(ws.message("bob", json!({ "event": "fired" }))["data"]["name"], "t");
+    ws.absent(json!({ "what": "message", "json": { "event": "fired" } }));
+}
+
+#[test]
+fn a_handler_joins_and_disconnects_connections() {
+    let node = Node::start(vec![harm("harm", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    ws.join_ws(&node, "eve", "harm", &token("harm", "eve", json!({})));
+    ws.request("bob", "join_me", json!({ "room": "given:1" }));
+    ws.request("bob", "publish", json!({ "room": "given:1", "event": "x", "data": 1 }));
+    ws.message("bob", json!({ "event": "x", "room": "given:1" }));
+    ws.request("bob", "kick", json!({ "room": "user:eve" }));
+    assert_eq!(ws.closed("eve"), (4505, "disconnected".into()));
+    assert!(ws.request("bob", "heartbeat", json!({}))["ts"].is_u64());
+}
