@@ -1,0 +1,4 @@
+//! One binary for all tests that see the gateway from outside.
+
+mod contract;
+mod plugin_build;
