@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wit_component::ComponentEncoder;
 
-use toolchain::Toolchain;
+pub use toolchain::Toolchain;
 
 pub mod contract;
 mod run;
-pub mod toolchain;
+mod toolchain;
 
 /// What to build, and where to.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +68,7 @@ pub enum BuildError {
         /// What is missing.
         why: String,
     },
-    /// Cargo failed, or took longer than [`run::TIME_MAX`].
+    /// Cargo failed, or took longer than 30 minutes.
     #[error("{program} {why}\n{output}")]
     Cargo {
         /// What was run.
@@ -119,13 +119,24 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(&str)) -> Result<B
     let Some(first) = options.dirs.first() else {
         return Ok(Built { toolchain: String::new(), components: Vec::new() });
     };
-    let toolchain = Toolchain::find(first)?;
+    build_with(&Toolchain::find(first)?, options, progress)
+}
+
+/// As [`build`], with a toolchain that was found before.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_with(
+    toolchain: &Toolchain,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Built, BuildError> {
     progress(&format!("building with {toolchain}"));
     let mut plugins = Vec::new();
     for dir in &options.dirs {
-        plugins.push(Plugin::read(&toolchain, dir)?);
+        plugins.push(Plugin::read(toolchain, dir)?);
     }
-    let modules = compile(&toolchain, &plugins, options.target_dir.as_deref(), progress)?;
+    let modules = compile(toolchain, &plugins, options.target_dir.as_deref(), progress)?;
     let mut components = Vec::new();
     for plugin in &plugins {
         let module = modules.get(&plugin.manifest).ok_or_else(|| plugin.no_plugin("cargo made no wasm file of it"))?;

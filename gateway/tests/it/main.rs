@@ -4,8 +4,10 @@
 mod support;
 
 // The parts.
+mod contract;
 mod embedded;
 mod engine_suite;
+mod plugin_build;
 mod plugin_host;
 mod redis_engine;
 

@@ -7,7 +7,7 @@ use std::process::Command;
 use super::BuildError;
 
 /// The target of every plugin: nothing of an operating system is there to import.
-pub const TARGET: &str = "wasm32-unknown-unknown";
+pub(super) const TARGET: &str = "wasm32-unknown-unknown";
 
 /// What an outer cargo or rustup sets, and what would bend the build: the toolchain is
 /// chosen here, by what it can do.
@@ -35,7 +35,7 @@ const PROFILE: &[(&str, &str)] = &[
 /// The linkers that Debian's rustc can use, the one of its own LLVM first.
 const DEBIAN_LINKERS: &[&str] = &["wasm-ld-22", "wasm-ld"];
 
-/// A cargo that compiles for [`TARGET`].
+/// A cargo that compiles for `wasm32-unknown-unknown`.
 #[derive(Debug, Clone)]
 pub struct Toolchain {
     cargo: PathBuf,
@@ -53,8 +53,12 @@ impl Toolchain {
         Toolchain::find_among(dir, "rustc", Path::new("/usr"))
     }
 
-    /// [`Toolchain::find`] with other places to look at.
-    pub(super) fn find_among(dir: &Path, rustc: &str, debian: &Path) -> Result<Toolchain, BuildError> {
+    /// [`Toolchain::find`] with other places to look at: the program to take for rustc, and the
+    /// directory that has Debian's `bin` and `lib`.
+    ///
+    /// # Errors
+    /// As [`Toolchain::find`].
+    pub fn find_among(dir: &Path, rustc: &str, debian: &Path) -> Result<Toolchain, BuildError> {
         let installed = match with_target(dir, rustc) {
             Ok(toolchain) => return Ok(toolchain),
             Err(why) => why,

@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
 
 use super::node::Node;
@@ -58,7 +59,7 @@ impl Clients {
         std::thread::spawn(move || {
             for line in BufReader::new(lines).lines().map_while(Result::ok) {
                 let value: Value = serde_json::from_str(&line).unwrap_or_else(|_| json!({ "what": line }));
-                let mut seen = shared.0.lock().expect("not poisoned");
+                let mut seen = shared.0.lock();
                 seen.untaken.push(value.clone());
                 seen.all.push(value);
                 shared.1.notify_all();
@@ -75,7 +76,7 @@ impl Clients {
     /// Waits for the next observation that contains `wanted`, and takes it.
     pub(crate) fn expect(&mut self, wanted: Value) -> Value {
         let deadline = Instant::now() + EXPECT_TIMEOUT;
-        let mut seen = self.seen.0.lock().expect("not poisoned");
+        let mut seen = self.seen.0.lock();
         loop {
             if let Some(index) = seen.untaken.iter().position(|value| contains(value, &wanted)) {
                 return seen.untaken.remove(index);
@@ -86,14 +87,14 @@ impl Clients {
                 drop(seen);
                 panic!("not seen: {wanted}\nseen were:\n{}", all.join("\n"));
             }
-            seen = self.seen.1.wait_timeout(seen, left).expect("not poisoned").0;
+            self.seen.1.wait_for(&mut seen, left);
         }
     }
 
     /// Makes sure that nothing that contains `unwanted` was seen, or is within a moment.
     pub(crate) fn absent(&mut self, unwanted: Value) {
         std::thread::sleep(Duration::from_millis(150));
-        let seen = self.seen.0.lock().expect("not poisoned");
+        let seen = self.seen.0.lock();
         if let Some(found) = seen.untaken.iter().find(|value| contains(value, &unwanted)) {
             panic!("seen, but should not be: {found}");
         }
@@ -101,7 +102,7 @@ impl Clients {
 
     /// All observations that contain `wanted`, taken or not.
     pub(crate) fn all(&self, wanted: &Value) -> Vec<Value> {
-        let seen = self.seen.0.lock().expect("not poisoned");
+        let seen = self.seen.0.lock();
         seen.all.iter().filter(|value| contains(value, wanted)).cloned().collect()
     }
 

@@ -3,9 +3,10 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 /// How long a node may take from start to its first connection.
@@ -75,7 +76,7 @@ impl Node {
                 {
                     let _ = found.send(address);
                 }
-                let mut log = shared.lock().expect("the log is not poisoned");
+                let mut log = shared.lock();
                 log.push_str(&line);
                 log.push('\n');
             }
@@ -85,7 +86,7 @@ impl Node {
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("the node does not accept connections:\n{}", log.lock().expect("the log"));
+                panic!("the node does not accept connections:\n{}", log.lock());
             }
         }
     }
@@ -102,7 +103,7 @@ impl Node {
 
     /// Everything it has logged.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().expect("the log").clone()
+        self.log.lock().clone()
     }
 
     /// SIGKILL, then a new process on the same data and, as nobody else took it, not the same port.
