@@ -3,3 +3,5 @@
 
 mod embedded;
 mod engine_suite;
+mod redis_engine;
+mod support;

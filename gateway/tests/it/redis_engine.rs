@@ -19,7 +19,7 @@ use crate::support::redis_server::RedisServer;
 engine_suite!(suite, super::OneServer);
 
 /// A server with one node's engine on it.
-pub struct OneServer {
+pub(crate) struct OneServer {
     server: RedisServer,
     engine: Arc<RedisEngine>,
     options: Options,

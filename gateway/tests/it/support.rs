@@ -1,3 +1,3 @@
 //! What several tests stand on.
 
-pub mod redis_server;
+pub(crate) mod redis_server;

@@ -11,7 +11,7 @@ const START_MAX: Duration = Duration::from_secs(10);
 const PORTS_TRIED_MAX: usize = 10;
 
 /// `redis-server` on a free port of the loopback interface, without a file; killed when dropped.
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     port: u16,
     directory: tempfile::TempDir,
     process: Option<Child>,
@@ -19,7 +19,7 @@ pub struct RedisServer {
 
 impl RedisServer {
     /// Starts one and waits until it answers.
-    pub fn start() -> RedisServer {
+    pub(crate) fn start() -> RedisServer {
         // A port that is free now may be another test's in a moment.
         for _ in 0..PORTS_TRIED_MAX {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -34,7 +34,7 @@ impl RedisServer {
     }
 
     /// Starts a server that was killed, empty, at the same port.
-    pub fn start_again(&mut self) {
+    pub(crate) fn start_again(&mut self) {
         assert!(self.try_start(), "port {} is taken", self.port);
     }
 
@@ -58,7 +58,7 @@ impl RedisServer {
     }
 
     /// Kills the server without warning; its data is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -66,18 +66,18 @@ impl RedisServer {
     }
 
     /// Stops the process where it is (`STOP`) or lets it go on (`CONT`): connections stay open.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.process.as_ref().expect("the server runs").id();
         assert!(Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().unwrap().success());
     }
 
     /// For the engine under test.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// One command of an operator, on a connection of its own.
-    pub fn command(&self, words: &[&str]) -> redis::Value {
+    pub(crate) fn command(&self, words: &[&str]) -> redis::Value {
         self.try_command(words).unwrap()
     }
 
