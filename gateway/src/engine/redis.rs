@@ -115,10 +115,17 @@ impl RedisEngine {
         Log { commands: self.commands.clone(), keys: TenantKeys::of(tenant) }
     }
 
-    /// One command that changes nothing.
+    /// One command that may be done twice: when the connection breaks, it is tried on the next.
     async fn ask<T: ::redis::FromRedisValue>(&self, command: &::redis::Cmd) -> Result<T, EngineError> {
         let link = self.commands.link().await?;
-        command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))
+        match command.query_async(&mut link.connection()).await {
+            Err(error) if error.is_connection_dropped() => {
+                link.give_up();
+                let link = self.commands.link().await?;
+                command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))
+            }
+            answer => answer.map_err(|e| link.read_error(&e)),
+        }
     }
 
     /// One stretch of the index of keys: how many it had, its last key, those that live.

@@ -129,6 +129,11 @@ impl Link {
         connection
     }
 
+    /// Nobody is to use it any more.
+    pub(super) fn give_up(&self) {
+        self.broken.cancel();
+    }
+
     /// What an error of something that changes nothing means.
     pub(super) fn read_error(&self, error: &RedisError) -> EngineError {
         match self.write_error(error) {
@@ -141,7 +146,7 @@ impl Link {
     /// have been done.
     pub(super) fn write_error(&self, error: &RedisError) -> EngineError {
         if error.is_connection_dropped() || error.kind() == ErrorKind::Parse {
-            self.broken.cancel();
+            self.give_up();
         }
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::ResponseError) => EngineError::Corrupt(error.to_string()),
@@ -170,11 +175,10 @@ impl Commands {
 
     /// As [`link`](Commands::link), with another patience.
     pub(super) async fn link_within(&self, patience: Duration) -> Result<Link, EngineError> {
-        if let Some(link) = &*self.current.borrow() {
-            return Ok(link.clone());
-        }
+        // A broken one is offered until its supervisor has noticed.
+        let usable = |link: &Option<Link>| link.as_ref().is_some_and(|link| !link.broken.is_cancelled());
         let mut current = self.current.clone();
-        match timeout(patience, current.wait_for(Option::is_some)).await {
+        match timeout(patience, current.wait_for(usable)).await {
             Ok(Ok(link)) => link.clone().ok_or_else(|| self.unavailable()),
             _ => Err(self.unavailable()),
         }

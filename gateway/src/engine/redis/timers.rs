@@ -2,6 +2,7 @@
 
 use ::redis::{FromRedisValue as _, Value};
 use futures_util::future::join_all;
+use tracing::error;
 
 use super::follow::unexpected;
 use super::keys::{self, PARTITIONS, PartitionKeys};
@@ -115,7 +116,11 @@ async fn claim_in(
     let Value::Array(timers) = answer.map_err(|e| link.write_error(&e))? else {
         return Err(EngineError::Corrupt("a claim was not answered with a list".into()));
     };
-    timers.into_iter().map(due_timer).collect()
+    // One that cannot be read must not hold up the others.
+    Ok(timers
+        .into_iter()
+        .filter_map(|timer| due_timer(timer).inspect_err(|why| error!(%why, "a timer is skipped")).ok())
+        .collect())
 }
 
 fn due_timer(timer: Value) -> Result<DueTimer, EngineError> {
