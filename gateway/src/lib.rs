@@ -13,3 +13,5 @@ pub mod connection;
 pub mod decision;
 pub mod delivery;
 pub mod engine;
+
+pub mod cli;

@@ -2,13 +2,11 @@
 
 mod slow;
 
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use postern::cli::plugin_build::build_reference;
 use postern::client::{Client, ConnectionId, Identity};
 use postern::commit::{Commit, CommitId, Effect, Grant, StateKey, TimerChange, Who, Write};
 use postern::decision::plugin::{
@@ -22,16 +20,10 @@ use postern::tenant::{CallLimits, PluginSettings, Role, TenantId};
 use serde_json::{Value, json};
 use slow::SlowEngine;
 
-/// A component, built once per run of the tests.
+/// One of the components that come with the gateway.
 fn component(name: &str) -> Bytes {
-    static BUILT: OnceLock<std::path::PathBuf> = OnceLock::new();
-    let dir = BUILT.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let out = root.join("target/components");
-        build_reference(root, &out, &mut |_| {}).unwrap();
-        out
-    });
-    std::fs::read(dir.join(format!("{name}.wasm"))).unwrap().into()
+    let built = crate::plugin_build::reference().components.iter().find(|component| component.name == name);
+    std::fs::read(&built.unwrap().path).unwrap().into()
 }
 
 /// One host, one engine, and plugins named after their components.

@@ -1,8 +1,7 @@
 //! What is answered.
 
 /// What `describe.info` says.
-pub const INFO: &str =
-    concat!(r#"{"name":"bench","version":""#, env!("CARGO_PKG_VERSION"), r#"","events":["echo"]}"#);
+pub const INFO: &str = concat!(r#"{"name":"bench","version":""#, env!("CARGO_PKG_VERSION"), r#"","events":["echo"]}"#);
 
 /// Is the event answered with its own data?
 pub fn is_echoed(event: &str) -> bool {

@@ -2,7 +2,6 @@
 
 pub mod answers;
 
-#[allow(missing_docs, unreachable_pub, reason = "generated from wit/, which is documented")]
 mod bindings {
     wit_bindgen::generate!({
         inline: "

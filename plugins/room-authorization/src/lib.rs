@@ -4,7 +4,6 @@
 
 pub mod rules;
 
-#[allow(missing_docs, unreachable_pub, reason = "generated from wit/, which is documented")]
 mod bindings {
     wit_bindgen::generate!({ world: "authorizer", path: "../../wit" });
     #[cfg(target_arch = "wasm32")]

@@ -6,7 +6,6 @@
 
 pub mod visitors;
 
-#[allow(missing_docs, unreachable_pub, reason = "generated from wit/, which is documented")]
 mod bindings {
     wit_bindgen::generate!({ world: "timed-handler", path: "../../wit" });
     #[cfg(target_arch = "wasm32")]
@@ -102,8 +101,7 @@ fn list(caller: &Caller, data: &Value) -> Result<(), Failure> {
     for scope in visitors::scopes(caller, data)? {
         for status in &wanted {
             let prefix = visitors::index_prefix(&scope, *status);
-            let page = state::list_keys(&prefix, None, visitors::LIST_MAX as u32)?;
-            index.extend(page.keys);
+            index.extend(first_keys(&prefix)?);
         }
     }
     let keys: Vec<String> = visitors::newest(index).iter().map(|id| visitors::state_key(id)).collect();
@@ -116,6 +114,17 @@ fn list(caller: &Caller, data: &Value) -> Result<(), Failure> {
         }
     }
     reply(&json!({ "visitors": found }))
+}
+
+/// The first [`visitors::LIST_MAX`] keys, in as many pages as the gateway makes of them.
+fn first_keys(prefix: &str) -> Result<Vec<String>, Failure> {
+    let mut page = state::list_keys(prefix, None, visitors::LIST_MAX as u32)?;
+    let mut keys = page.keys;
+    while let Some(after) = page.next.filter(|_| keys.len() < visitors::LIST_MAX) {
+        page = state::list_keys(prefix, Some(&after), (visitors::LIST_MAX - keys.len()) as u32)?;
+        keys.append(&mut page.keys);
+    }
+    Ok(keys)
 }
 
 fn load(id: &str) -> Result<Option<Visitor>, Failure> {

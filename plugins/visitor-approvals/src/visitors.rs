@@ -206,11 +206,7 @@ impl Visitor {
 
     /// The visitor after nobody has answered in time; `None` when somebody has.
     pub fn expire(self, now: u64) -> Option<Visitor> {
-        (self.status == Status::Pending).then_some(Visitor {
-            status: Status::TimedOut,
-            decided_at: Some(now),
-            ..self
-        })
+        (self.status == Status::Pending).then_some(Visitor { status: Status::TimedOut, decided_at: Some(now), ..self })
     }
 
     /// What the rooms are told about the visitor as it is now.

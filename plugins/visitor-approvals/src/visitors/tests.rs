@@ -36,9 +36,7 @@ fn a_guards_request_goes_to_the_flat_alone() {
 fn an_answer_goes_to_the_society_and_the_flat() {
     let approved = approve(pending(), &resident()).unwrap();
     let denied = pending().answer(&resident(), &json!({"decision": "deny"}), 1_200).unwrap();
-    for (visitor, event, decision) in
-        [(approved, "request_approved", "approve"), (denied, "request_denied", "deny")]
-    {
+    for (visitor, event, decision) in [(approved, "request_approved", "approve"), (denied, "request_denied", "deny")] {
         let announcement = visitor.announcement();
         assert_eq!(announcement.event, event);
         assert_eq!(announcement.rooms, ["society:s1", "flat:f1"]);

@@ -44,9 +44,8 @@ impl Order {
             Value::String(text) => Ok(text.clone()),
             _ => Err(format!("`{event}` needs `{field}`")),
         };
-        let number = |field: &str| {
-            data.get(field).unwrap_or(&data).as_u64().ok_or_else(|| format!("`{event}` needs `{field}`"))
-        };
+        let number =
+            |field: &str| data.get(field).unwrap_or(&data).as_u64().ok_or_else(|| format!("`{event}` needs `{field}`"));
         Ok(match event {
             "loop" => Order::Loop,
             "trap" => Order::Trap,

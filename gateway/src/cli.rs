@@ -1,0 +1,3 @@
+//! What the command line does besides serving.
+
+pub mod plugin_build;
