@@ -1,17 +1,26 @@
 //! The plugins that come with the gateway, built as a tenant's developer builds theirs.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use postern::cli::plugin_build::{BuildError, BuildOptions, build, build_reference};
+use postern::cli::plugin_build::{BuildError, BuildOptions, Built, build, build_reference};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the gateway lies in the repository").to_owned()
 }
 
+/// The plugins that come with the gateway, built once per run of the tests.
+pub(crate) fn reference() -> &'static Built {
+    static BUILT: OnceLock<Built> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        build_reference(&root(), &root().join("target/components"), &mut |line| eprintln!("{line}"))
+            .unwrap_or_else(|error| panic!("{error}"))
+    })
+}
+
 #[test]
 fn every_plugin_that_comes_with_the_gateway_builds_and_keeps_the_contract() {
-    let built = build_reference(&root(), &root().join("target/components"), &mut |line| eprintln!("{line}"))
-        .unwrap_or_else(|error| panic!("{error}"));
+    let built = reference();
     for component in &built.components {
         println!("{} {} bytes, imports {:?}", component.name, component.bytes, component.imports);
         assert!(component.path.is_file());

@@ -46,7 +46,7 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 16 << 10;
 const BACKTRACE_FRAMES_MAX: usize = 16;
 
 /// Compiled code of another version of wasmtime or of ours is never loaded.
-const CODE_VERSION: &str = concat!("postern-", env!("CARGO_PKG_VERSION"), "-wasmtime-48.0.8");
+const CODE_VERSION: &str = concat!("postern-", env!("CARGO_PKG_VERSION"), "-wasmtime-", "48.0.8");
 
 /// Makes the engine and starts its clock.
 pub(super) fn start(settings: &HostSettings) -> Result<Engine, HostError> {
@@ -108,4 +108,23 @@ fn config(settings: &HostSettings, pagemap_scan: Enabled) -> Result<Config, Host
         .module_version(ModuleVersionStrategy::Custom(CODE_VERSION.into()))
         .map_err(|error| HostError::Pool { instances, reason: format!("{error:#}") })?;
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_compiled_code_names_the_wasmtime_that_compiles_it() {
+        let lock = include_str!("../../../../Cargo.lock");
+        let version = CODE_VERSION.rsplit_once('-').unwrap().1;
+        assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"")), "{CODE_VERSION}");
+    }
+
+    #[test]
+    fn a_pool_that_cannot_be_had_is_an_error_and_names_the_setting() {
+        let settings = HostSettings { instances: 1_000_000, ..HostSettings::default() };
+        let error = start(&settings).err().unwrap().to_string();
+        assert!(error.contains("plugins.instances") && error.contains("1000000"), "{error}");
+    }
 }
