@@ -7,9 +7,9 @@ help: ## say what can be made
 
 demo: ## build the gateway and its plugins and serve the visitor-approvals demo
 	@scripts/setup demo
-	cargo build
+	cargo build --workspace
 	$(POSTERN) plugin build plugins/* --out target/components
-	$(POSTERN) serve --demo
+	$(POSTERN) serve --demo --tenants examples/tenants --data target/demo-data
 
 test: ## run every test, against a real Redis and with real clients
 	@scripts/setup test

@@ -27,6 +27,8 @@ use crate::gateway::{Gateway, LiveTenant, Slot};
 use crate::session::{Hello, Session, farewell_timeout};
 use crate::tenant::Limits;
 
+pub use pages::welcome;
+
 /// Answers requests.
 pub struct Http {
     gateway: Arc<Gateway>,

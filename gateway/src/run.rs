@@ -18,7 +18,7 @@ use crate::engine::Engine;
 use crate::engine::embedded::{self, EmbeddedEngine};
 use crate::engine::redis;
 use crate::gateway::{Gateway, LiveTenant};
-use crate::http::Http;
+use crate::http::{Http, welcome};
 use crate::tenant::Tenant;
 use crate::{telemetry, timers};
 
@@ -106,6 +106,9 @@ pub async fn run(
     tasks.spawn(server::serve(listener, Arc::new(Http::new(gateway.clone())), tasks.clone()));
     gateway.ready.store(true, Ordering::Release);
     tracing::info!(%address, engine = gateway.engine.name(), tenants = gateway.tenants().len(), "accepting connections");
+    if let Some(welcome) = gateway.config.demo.then(|| welcome(&gateway, address)).flatten() {
+        println!("{welcome}");
+    }
     shutdown.await;
     drain(&gateway).await;
     Ok(())

@@ -1,5 +1,6 @@
 //! The demo page, in demo mode only.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -56,6 +57,30 @@ fn tokens(gateway: &Arc<Gateway>) -> Answer {
         .find_map(|plugin| plugin.settings.get("timeout_ms")?.parse::<u64>().ok())
         .unwrap_or(120_000);
     json_answer(StatusCode::OK, &json!({ "tenant": DEMO_TENANT, "timeout_ms": timeout_ms, "tokens": people }))
+}
+
+/// What a person who has just started the demo wants to know.
+pub fn welcome(gateway: &Gateway, address: SocketAddr) -> Option<String> {
+    let tenant = gateway.tenant(DEMO_TENANT)?;
+    let host = if address.ip().is_unspecified() { "localhost".to_owned() } else { address.ip().to_string() };
+    let url = format!("http://{host}:{}", address.port());
+    let mut text =
+        format!("\nPostern's demo is open at {url}/demo\n\nTokens of the tenant {DEMO_TENANT}, good for 12 hours:\n");
+    for (person, token) in demo_people(&tenant).as_object()? {
+        text += &format!("\n  {person}\n  {}\n", token.as_str()?);
+    }
+    let backend = tenant.tenant.backend_token.as_ref().map(|token| String::from_utf8_lossy(&token.0).into_owned());
+    if let Some(backend) = backend {
+        let event = json!({
+            "event": "visitor_create",
+            "data": { "society_id": DEMO_TENANT, "flat_id": "A-101", "visitor_name": "Meera" },
+        });
+        text += &format!(
+            "\nA visitor from the society's own back end:\n\n  curl -s {url}/t/{DEMO_TENANT}/api/v1/events \\\n    \
+             -H 'authorization: Bearer {backend}' \\\n    -d '{event}'\n"
+        );
+    }
+    Some(text)
 }
 
 /// `{guard, resident1, resident2}` with a token each; those that cannot be signed are missing.

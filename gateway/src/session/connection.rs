@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
 use crate::client::{Client, ConnectionId, Identity, random_id};
 use crate::close::Close;
-use crate::commit::{Commit, CommitId, Effect, Millis, SessionRecord, now_ms};
+use crate::commit::{Commit, CommitId, Effect, Millis, Position, SessionRecord, now_ms};
 use crate::decision::token::peek_tenant;
 use crate::decision::{Decided, Input, Undecided};
 use crate::delivery::rooms::{Attached, Local};
@@ -29,6 +29,8 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) local: Arc<Local>,
+    /// Where it came in: what is published to its own rooms reaches it from here on.
+    pub(super) arrived: Option<Position>,
     /// The secret name under which the client can come back.
     pub(super) session: Arc<str>,
     expires: Option<Instant>,
@@ -181,7 +183,8 @@ impl Session {
         let pipeline = tenant.pipeline.load_full();
         let decided = tenant.decisions.run(&pipeline, input).await.map_err(connect_refused)?;
         applied(&self.gateway, tenant, &decided).await;
-        let connection = Connection { client, local, session, expires, _attached: attached };
+        let arrived = decided.position;
+        let connection = Connection { client, local, arrived, session, expires, _attached: attached };
         self.greet(&connection, &decided);
         self.connections.push(connection);
         self.connected_hooks(tenant, namespace).await;

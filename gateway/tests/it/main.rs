@@ -20,6 +20,7 @@ mod demo;
 mod harm;
 mod http;
 mod limits;
+mod outcome;
 mod rooms;
 mod shutdown;
 mod socketio;

@@ -1,11 +1,10 @@
 //! The plugin host with real components: what one call may do, and what it cannot do to others.
 
-mod slow;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::support::staged_engine::StagedEngine;
 use bytes::Bytes;
 use postern::client::{Client, ConnectionId, Identity};
 use postern::commit::{Commit, CommitId, Effect, Grant, StateKey, TimerChange, Who, Write};
@@ -18,7 +17,6 @@ use postern::event::{Event, Payload};
 use postern::room::Room;
 use postern::tenant::{CallLimits, PluginSettings, Role, TenantId};
 use serde_json::{Value, json};
-use slow::SlowEngine;
 
 /// A component, built once per run of the tests.
 fn component(name: &str) -> Bytes {
@@ -272,7 +270,7 @@ async fn an_authorizer_cannot_put_anybody_into_the_gateways_rooms() {
 
 #[tokio::test]
 async fn waiting_for_a_slow_engine_is_not_charged() {
-    let engine = SlowEngine::new(EmbeddedEngine::in_memory(Options::default()).unwrap(), Duration::from_millis(150));
+    let engine = StagedEngine::slow(EmbeddedEngine::in_memory(Options::default()).unwrap(), Duration::from_millis(150));
     let world = world_on(engine, CallLimits { cpu_ms: 60, ..CallLimits::default() });
     let harm = world.harm().await;
     let begun = Instant::now();
@@ -284,7 +282,7 @@ async fn waiting_for_a_slow_engine_is_not_charged() {
 
 #[tokio::test]
 async fn an_engine_that_never_answers_ends_the_call_and_is_to_blame() {
-    let engine = SlowEngine::new(EmbeddedEngine::in_memory(Options::default()).unwrap(), Duration::from_secs(600));
+    let engine = StagedEngine::slow(EmbeddedEngine::in_memory(Options::default()).unwrap(), Duration::from_secs(600));
     let world = world_on(engine, CallLimits { wall_ms: 120, ..CallLimits::default() });
     let harm = world.harm().await;
     let (result, parts) = world.order(&harm, "slow_read", Value::Null).await;
@@ -302,7 +300,7 @@ async fn a_call_that_takes_too_long_without_waiting_is_to_blame_itself() {
 
 #[tokio::test]
 async fn an_engine_that_is_away_is_not_the_plugins_fault() {
-    let engine = SlowEngine::away(EmbeddedEngine::in_memory(Options::default()).unwrap());
+    let engine = StagedEngine::away(EmbeddedEngine::in_memory(Options::default()).unwrap());
     let world = world_on(engine, CallLimits::default());
     let harm = world.harm().await;
     let (result, parts) = world.order(&harm, "slow_read", Value::Null).await;
@@ -396,7 +394,7 @@ async fn a_timer_fires_at_the_plugin_that_set_it() {
 
 #[tokio::test]
 async fn a_tenant_with_too_many_calls_is_told_which_setting() {
-    let engine = SlowEngine::new(EmbeddedEngine::in_memory(Options::default()).unwrap(), Duration::from_millis(300));
+    let engine = StagedEngine::slow(EmbeddedEngine::in_memory(Options::default()).unwrap(), Duration::from_millis(300));
     let limits = CallLimits { concurrent_calls: 1, waiting_calls: 0, ..CallLimits::default() };
     let world = world_on(engine, limits);
     let harm = world.harm().await;

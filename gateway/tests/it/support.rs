@@ -6,6 +6,7 @@
 pub(crate) mod clients;
 pub(crate) mod node;
 pub(crate) mod redis_server;
+pub(crate) mod staged_engine;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

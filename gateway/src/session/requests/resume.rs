@@ -86,14 +86,18 @@ impl Session {
         let Some(missed) = self.missed(tenant, since, until).await? else {
             return Ok(not_recovered("the log does not reach back to this position"));
         };
-        let client = &self.connections[index].client;
-        let mut rooms = joined.clone();
-        rooms.push(Room::connection(&client.namespace, &record.connection));
-        rooms.push(Room::user(&client.namespace, &client.identity.subject));
-        rooms.push(Room::everyone(&client.namespace));
+        let connection = &self.connections[index];
+        let client = &connection.client;
+        let own = [
+            Room::connection(&client.namespace, &record.connection),
+            Room::user(&client.namespace, &client.identity.subject),
+            Room::everyone(&client.namespace),
+        ];
         let mut delivered = 0_usize;
         for entry in &missed {
-            delivered += self.deliver_missed(entry, &rooms, since, record);
+            // What came to its own rooms since it arrived has reached it already.
+            let own: &[Room] = if connection.arrived.is_some_and(|at| entry.position <= at) { &own } else { &[] };
+            delivered += self.deliver_missed(entry, &joined, own, since, record);
         }
         let names: Vec<_> = joined.iter().map(Room::name).collect();
         let refused: Vec<_> = decided.refused.iter().map(|(room, _)| room.name()).collect();
@@ -130,7 +134,14 @@ impl Session {
         Ok((since.position.epoch == until.epoch).then_some(missed))
     }
 
-    fn deliver_missed(&self, entry: &Entry, rooms: &[Room], since: Cursor, record: &SessionRecord) -> usize {
+    fn deliver_missed(
+        &self,
+        entry: &Entry,
+        joined: &[Room],
+        own: &[Room],
+        since: Cursor,
+        record: &SessionRecord,
+    ) -> usize {
         let publications: Vec<_> = entry
             .effects
             .iter()
@@ -143,7 +154,7 @@ impl Session {
         for (number, publication) in publications.iter().enumerate() {
             let seen = entry.position == since.position && since.part.is_some_and(|part| number <= part);
             let sender = publication.except.as_ref() == Some(&record.connection);
-            if seen || sender || !rooms.contains(&publication.room) {
+            if seen || sender || !(joined.contains(&publication.room) || own.contains(&publication.room)) {
                 continue;
             }
             let part = (number + 1 < publications.len()).then_some(number);

@@ -1,4 +1,4 @@
-//! A real engine whose reads take their time, or that is away.
+//! A real engine with a staged fault: reads take their time, or are not answered, or are not checked.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,29 +11,40 @@ use postern::tenant::TenantId;
 
 type Answer<T> = Result<T, EngineError>;
 
-pub(super) struct SlowEngine {
+pub(crate) struct StagedEngine {
     inner: Arc<dyn Engine>,
     /// `None`: reads are not answered at all.
     delay: Option<Duration>,
+    /// Are commits checked against what they read?
+    reads_checked: bool,
 }
 
-impl SlowEngine {
-    pub(super) fn new(inner: Arc<dyn Engine>, delay: Duration) -> Arc<SlowEngine> {
-        Arc::new(SlowEngine { inner, delay: Some(delay) })
+impl StagedEngine {
+    pub(crate) fn slow(inner: Arc<dyn Engine>, delay: Duration) -> Arc<StagedEngine> {
+        Arc::new(StagedEngine { inner, delay: Some(delay), reads_checked: true })
     }
 
-    pub(super) fn away(inner: Arc<dyn Engine>) -> Arc<SlowEngine> {
-        Arc::new(SlowEngine { inner, delay: None })
+    pub(crate) fn away(inner: Arc<dyn Engine>) -> Arc<StagedEngine> {
+        Arc::new(StagedEngine { inner, delay: None, reads_checked: true })
+    }
+
+    /// Commits as if nothing had been read.
+    pub(crate) fn unchecked(inner: Arc<dyn Engine>) -> Arc<StagedEngine> {
+        Arc::new(StagedEngine { inner, delay: Some(Duration::ZERO), reads_checked: false })
     }
 }
 
 #[async_trait::async_trait]
-impl Engine for SlowEngine {
+impl Engine for StagedEngine {
     fn name(&self) -> &'static str {
         self.inner.name()
     }
     async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Answer<Outcome> {
-        self.inner.commit(tenant, commit).await
+        if self.reads_checked {
+            return self.inner.commit(tenant, commit).await;
+        }
+        let unchecked = Commit { reads: Vec::new(), ..Commit::clone(&commit) };
+        self.inner.commit(tenant, Arc::new(unchecked)).await
     }
     async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Answer<()> {
         self.inner.publish_ephemeral(tenant, publication).await
@@ -57,7 +68,9 @@ impl Engine for SlowEngine {
         let Some(delay) = self.delay else {
             return Err(EngineError::Unavailable("as the test has it".into()));
         };
-        tokio::time::sleep(delay).await;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         self.inner.read(tenant, keys).await
     }
     async fn list_keys(&self, tenant: &TenantId, prefix: &str, after: Option<&str>, limit: usize) -> Answer<KeyPage> {
