@@ -203,9 +203,22 @@ fn read_tenants(config: &Config, env: &dyn Environment, report: &mut Report) -> 
         }
         let (demo, plugins_dir) = (config.demo, config.plugins_dir.as_deref());
         let context = tenant::Context { path, name, env, demo, plugins_dir, with_components: true };
-        tenants.extend(tenant::tenant(&context, report));
+        let Some(tenant) = tenant::tenant(&context, report) else { continue };
+        if let Some((host, other)) = shared_host(&tenant, &tenants) {
+            let at = Place { key: "hosts".into(), ..place(path) };
+            report.mistake(at, format!("{host:?} is also a host of the tenant {other}"));
+        }
+        tenants.push(tenant);
     }
     tenants
+}
+
+/// A host that another tenant has, too.
+fn shared_host<'a>(tenant: &'a Tenant, others: &'a [Tenant]) -> Option<(&'a str, &'a TenantId)> {
+    tenant.hosts.iter().find_map(|host| {
+        let other = others.iter().find(|other| other.hosts.contains(host))?;
+        Some((host.as_str(), &other.id))
+    })
 }
 
 /// The three places that a setting of the gateway may be written in, the strongest first.

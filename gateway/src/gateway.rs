@@ -91,6 +91,12 @@ impl Gateway {
         self.tenants.load().get(&TenantId::parse(name).ok()?).cloned()
     }
 
+    /// The tenant of a `Host` header, where one has that name among its hosts.
+    pub fn tenant_of_host(&self, host: &str) -> Option<Arc<LiveTenant>> {
+        let name = host.rsplit_once(':').map_or(host, |(name, _port)| name).to_ascii_lowercase();
+        self.tenants.load().values().find(|tenant| tenant.tenant.hosts.contains(&name)).cloned()
+    }
+
     /// All tenants.
     pub fn tenants(&self) -> Vec<Arc<LiveTenant>> {
         self.tenants.load().values().cloned().collect()

@@ -12,7 +12,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE,
-    HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, UPGRADE, VARY,
+    HOST, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, UPGRADE, VARY,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
@@ -98,6 +98,8 @@ impl server::Service for Http {
         if let (Some(name), None) = (tenant_name, &tenant) {
             return refusal(StatusCode::NOT_FOUND, "unknown_tenant", &format!("there is no tenant {name:?} here"));
         }
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+        let tenant = tenant.or_else(|| self.gateway.tenant_of_host(host?));
         let origins = match &tenant {
             Some(tenant) if !tenant.tenant.origins.is_empty() => tenant.tenant.origins.clone(),
             _ => self.gateway.config.origins.clone(),

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::close::Close;
 use crate::connection::protocol::{AckId, Input as Heard};
-use crate::connection::socket::{Received, Socket};
+use crate::connection::socket::{Received, Socket, pong_frame};
 use crate::connection::upgrade::Protocol;
 use crate::delivery::outbox::Outbox;
 use crate::event::{Event, Payload, Refusal};
@@ -145,6 +145,11 @@ impl Session {
                         Ok(said) => self.on_said(said).await,
                         Err((close, why)) => self.broken(close, &why),
                     }
+                }
+                Happening::Received(Received::Ping(payload)) => {
+                    // Through the outbox: a frame may be half written.
+                    self.say(pong_frame(&payload));
+                    Ok(())
                 }
                 Happening::Received(Received::Close) => Err(Close::ClientLeft),
                 Happening::Received(Received::TooLarge) => {

@@ -84,6 +84,8 @@ pub struct Tenant {
     /// Origins from which browsers may open a socket or call HTTP; empty: those of the
     /// listener's settings.
     pub origins: Vec<String>,
+    /// Host names, without a port, whose clients are this tenant's when their path names none.
+    pub hosts: Vec<String>,
     /// How many of the latest events of a room a member gets on joining; 0: none.
     pub history_on_join: usize,
     /// The bearer token with which the tenant's own back end raises events over HTTP;

@@ -14,7 +14,7 @@ use crate::tenant::{Pattern, PluginSettings, Role, Secret, Tenant, TenantId, is_
 const PLUGIN_NAME_BYTES_MAX: usize = 64;
 
 /// The most that a room's history can be on joining, in events.
-const HISTORY_ON_JOIN_MAX: u64 = 1_000;
+const HISTORY_ON_JOIN_MAX: u64 = 200;
 
 /// A back end's token shorter than this can be guessed, in bytes.
 const BACKEND_TOKEN_BYTES_MIN: usize = 32;
@@ -69,6 +69,7 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
     let plugins = plugins(given.sections("plugins", report), context, report);
     let relay = patterns(given.get("relay"), report).unwrap_or_default();
     let origins = origins(given.get("origins"), report);
+    let hosts = hosts(given.strings("hosts", report), report);
     let mut history_on_join = 0;
     given.integer("history_on_join", 0..=HISTORY_ON_JOIN_MAX, &mut history_on_join, report);
     let backend_token = backend_token(&mut given, context, report);
@@ -76,7 +77,7 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
     if report.mistakes.len() > mistakes_before {
         return None;
     }
-    Some(Tenant { id: id?, auth, limits, call_limits, plugins, relay, origins, history_on_join, backend_token })
+    Some(Tenant { id: id?, auth, limits, call_limits, plugins, relay, origins, hosts, history_on_join, backend_token })
 }
 
 fn name(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<TenantId> {
@@ -98,6 +99,26 @@ fn name(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> 
             None
         }
     }
+}
+
+/// Host names: lower case, without a port.
+fn hosts(given: Vec<(Given<'_>, String)>, report: &mut Report) -> Vec<String> {
+    let is_host = |name: &str| {
+        !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
+    };
+    let mut hosts = Vec::with_capacity(given.len());
+    for (written, name) in given {
+        if is_host(&name) {
+            hosts.push(name);
+        } else {
+            written.wrong(
+                format_args!("{name:?} is no host name: lower case letters, digits, `.` and `-`, no port"),
+                report,
+            );
+        }
+    }
+    hosts
 }
 
 fn backend_token(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<Secret> {

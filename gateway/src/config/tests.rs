@@ -197,7 +197,7 @@ fn what_cannot_stand_in_a_tenant_file_is_explained() {
         ("relay = [\"a*b\"]", "", &["acme.toml:2: relay[0]", "must be an event's name", "\"a*b\""]),
         ("relay = \"a\"", "", &["relay: must be an array"]),
         ("origins = [\"https://a.example/path\"]", "", &["origins[0]", "origin"]),
-        ("history_on_join = 1001", "", &["history_on_join", "from 0 to 1000", "1001"]),
+        ("history_on_join = 1001", "", &["history_on_join", "from 0 to 200", "1001"]),
         ("backend_token = \"short\"", "", &["backend_token: the secret has 5 bytes; at least 32"]),
         ("backend_token_env = \"NOT_SET\"", "", &["backend_token_env", "`NOT_SET` is not set"]),
         ("limits = 1", "", &["limits: must be a table"]),

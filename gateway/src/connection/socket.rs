@@ -1,28 +1,26 @@
 //! A WebSocket: one task reads whole messages into a bounded inbox, one writes what the
 //! outbox's direct path did not.
 //!
-//! Reading a frame may not be interrupted half-way, so the reader is a task of its own and is
-//! never an arm of a `select!`; everybody else waits on the inbox.
+//! Everybody else waits on the inbox: while it is full the reader stops, and TCP tells the client.
 
+mod frames;
 mod wire;
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use fastwebsockets::{OpCode, Role, WebSocketError, WebSocketRead};
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
+use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-pub use wire::{binary_frame, close_frame, ping_frame, text_frame};
+use frames::{Assembler, FrameError, Incoming, Step};
+pub use wire::{binary_frame, close_frame, ping_frame, pong_frame, text_frame};
 
 use super::protocol::Message;
 
@@ -38,6 +36,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Received {
     /// A whole message.
     Message(Message),
+    /// The client asks whether we are there; the payload goes back to it.
+    Ping(Bytes),
     /// The client said goodbye.
     Close,
     /// More bytes in one message than it may have.
@@ -149,128 +149,79 @@ impl Socket {
         let reader = Reader {
             inbox: sender,
             last_heard: last_heard.clone(),
-            writer: writer.clone(),
             message_bytes_max: message_bytes_max.clone(),
-            partial: None,
+            assembler: Assembler::default(),
         };
-        let source = Prefixed { before: read_already, half: read };
-        (Socket { inbox, writer, last_heard, message_bytes_max }, reader.run(source))
+        (Socket { inbox, writer, last_heard, message_bytes_max }, reader.run(read, read_already))
     }
 }
+
+/// What one read makes room for at least, in bytes.
+const READ_BYTES_MIN: usize = 2_048;
+
+/// What one read makes room for at most, in bytes: a client that announces much gets no memory before it sends.
+const READ_BYTES_MAX: usize = 64 << 10;
 
 struct Reader {
     inbox: mpsc::Sender<Received>,
     last_heard: Arc<LastHeard>,
-    writer: Writer,
     message_bytes_max: Arc<AtomicUsize>,
-    partial: Option<(OpCode, BytesMut)>,
+    assembler: Assembler,
 }
 
 impl Reader {
-    async fn run(mut self, source: Prefixed) {
-        let (mut frames, _) = fastwebsockets::after_handshake_split(source, tokio::io::sink(), Role::Server);
-        frames.set_auto_close(false);
-        frames.set_auto_pong(false);
+    async fn run(mut self, half: OwnedReadHalf, read_already: Bytes) {
         let inbox = self.inbox.clone();
         // Whoever reads the inbox may be gone first: then nothing more is read either.
-        tokio::select! { () = self.read(&mut frames) => {}, () = inbox.closed() => {} }
+        tokio::select! { () = self.read(&half, BytesMut::from(&read_already[..])) => {}, () = inbox.closed() => {} }
     }
 
-    async fn read(&mut self, frames: &mut WebSocketRead<Prefixed>) {
+    async fn read(&mut self, half: &OwnedReadHalf, mut buffer: BytesMut) {
         loop {
-            let received = match self.read_one(frames).await {
-                Ok(None) => continue,
-                Ok(Some(received)) => received,
-                Err(None) => return,
-                Err(Some(last)) => {
-                    let _ = self.inbox.send(last).await;
-                    return;
+            let received = match self.assembler.step(&mut buffer, self.message_bytes_max.load(Ordering::Relaxed)) {
+                Ok(Step::More(more)) => {
+                    if fill(half, &mut buffer, more).await {
+                        continue;
+                    } else {
+                        return;
+                    }
                 }
+                Ok(Step::Incoming(incoming)) => {
+                    self.last_heard.now();
+                    match incoming {
+                        Incoming::Text(text) => Received::Message(Message::Text(text)),
+                        Incoming::Binary(bytes) => Received::Message(Message::Binary(bytes)),
+                        Incoming::Ping(payload) => Received::Ping(payload),
+                        Incoming::Pong => continue,
+                        Incoming::Close => Received::Close,
+                    }
+                }
+                Err(FrameError::TooLarge) => Received::TooLarge,
+                Err(error) => Received::Broken(error.to_string()),
             };
-            let end = matches!(received, Received::Close);
-            if self.inbox.send(received).await.is_err() || end {
+            let last = matches!(received, Received::Close | Received::TooLarge | Received::Broken(_));
+            if self.inbox.send(received).await.is_err() || last {
                 return;
             }
         }
     }
+}
 
-    /// `Err` is the last word; `Err(None)` a broken connection.
-    async fn read_one(&mut self, frames: &mut WebSocketRead<Prefixed>) -> Result<Option<Received>, Option<Received>> {
-        let bytes_max = self.message_bytes_max.load(Ordering::Relaxed);
-        // The library's limit is exclusive and per frame; the sum over frames is bounded below.
-        frames.set_max_message_size(bytes_max + 1);
-        // Nothing is ever sent by the library: pings and closes are answered here.
-        let frame =
-            frames.read_frame(&mut |_| async { Ok::<(), std::convert::Infallible>(()) }).await.map_err(broken)?;
-        self.last_heard.now();
-        let payload = frame.payload;
-        match frame.opcode {
-            OpCode::Ping => {
-                // A pong that the socket does not take now is dropped: RFC 6455 asks for the latest only.
-                let _ = self.writer.try_write(&[IoSlice::new(&wire::pong_frame(&payload))]);
-                Ok(None)
-            }
-            OpCode::Pong => Ok(None),
-            OpCode::Close => Ok(Some(Received::Close)),
-            OpCode::Text | OpCode::Binary if self.partial.is_some() => {
-                Err(Some(Received::Broken("a new message began inside a fragmented one".into())))
-            }
-            opcode @ (OpCode::Text | OpCode::Binary) if frame.fin => {
-                message(opcode, Bytes::copy_from_slice(&payload)).map(Some)
-            }
-            opcode @ (OpCode::Text | OpCode::Binary) => {
-                self.partial = Some((opcode, BytesMut::from(&payload[..])));
-                Ok(None)
-            }
-            OpCode::Continuation => {
-                let Some((opcode, mut bytes)) = self.partial.take() else {
-                    return Err(Some(Received::Broken("a continuation frame continues nothing".into())));
-                };
-                if bytes.len() + payload.len() > bytes_max {
-                    return Err(Some(Received::TooLarge));
-                }
-                bytes.extend_from_slice(&payload);
-                if frame.fin {
-                    return message(opcode, bytes.freeze()).map(Some);
-                }
-                self.partial = Some((opcode, bytes));
-                Ok(None)
-            }
+/// Reads some bytes; `false`: there are no more. A connection that says nothing holds no buffer.
+async fn fill(half: &OwnedReadHalf, buffer: &mut BytesMut, more: usize) -> bool {
+    if buffer.is_empty() {
+        *buffer = BytesMut::new();
+    }
+    loop {
+        if half.readable().await.is_err() {
+            return false;
         }
-    }
-}
-
-fn message(opcode: OpCode, bytes: Bytes) -> Result<Received, Option<Received>> {
-    if opcode == OpCode::Binary {
-        return Ok(Received::Message(Message::Binary(bytes)));
-    }
-    match String::from_utf8(bytes.into()) {
-        Ok(text) => Ok(Received::Message(Message::Text(text))),
-        Err(_) => Err(Some(Received::Broken("a text message is not UTF-8".into()))),
-    }
-}
-
-fn broken(error: WebSocketError) -> Option<Received> {
-    match error {
-        WebSocketError::FrameTooLarge => Some(Received::TooLarge),
-        WebSocketError::UnexpectedEOF | WebSocketError::IoError(_) | WebSocketError::ConnectionClosed => None,
-        other => Some(Received::Broken(other.to_string())),
-    }
-}
-
-/// Bytes that came with the handshake, then the socket.
-struct Prefixed {
-    before: Bytes,
-    half: OwnedReadHalf,
-}
-
-impl AsyncRead for Prefixed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.before.has_remaining() {
-            let count = self.before.len().min(buf.remaining());
-            buf.put_slice(&self.before.split_to(count));
-            return Poll::Ready(Ok(()));
+        buffer.reserve(more.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
+        match half.try_read_buf(buffer) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return false,
         }
-        Pin::new(&mut self.half).poll_read(cx, buf)
     }
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::support::clients::Clients;
 use crate::support::node::Node;
-use crate::support::{guard, harm, now_s, open, resident, society, token, token_until};
+use crate::support::{guard, harm, now_s, open, resident, society, token, token_until, token_without_tenant};
 
 #[test]
 fn a_token_that_does_not_hold_is_refused_with_the_reason_in_both_protocols() {
@@ -34,14 +34,18 @@ fn a_token_that_does_not_hold_is_refused_with_the_reason_in_both_protocols() {
 }
 
 #[test]
-fn the_tenant_comes_from_the_path_or_from_the_token() {
-    let node = Node::start(vec![open("one", "")]);
+fn the_tenant_comes_from_the_path_the_token_or_the_host_name() {
+    let node = Node::start(vec![open("one", "hosts = [\"rt.one.example\"]")]);
     let (mut ws, mut io) = (Clients::ws(), Clients::socketio());
     ws.try_ws("bob", &format!("ws://{}/ws", node.address), &token("one", "bob", json!({})));
     assert_eq!(ws.message("bob", json!({ "event": "connected" }))["data"]["subject"], "bob");
     let auth = json!({ "token": token("one", "eve", json!({})) });
     io.tell(json!({"do": "connect", "name": "eve", "url": node.url(), "path": "/socket.io/", "auth": auth}));
     io.expect(json!({ "what": "connect", "name": "eve" }));
+    let headers = json!({ "host": "rt.one.example:3000" });
+    let query = json!({ "token": token_without_tenant("host") });
+    ws.tell(json!({"do": "connect", "name": "host", "url": format!("ws://{}/ws", node.address), "headers": headers, "query": query}));
+    assert_eq!(ws.message("host", json!({ "event": "connected" }))["data"]["subject"], "host");
     ws.try_ws("lost", &format!("ws://{}/t/nobody/ws", node.address), "x");
     assert_eq!(ws.expect(json!({ "what": "refused", "name": "lost" }))["status"], 404);
 }

@@ -100,3 +100,9 @@ pub(crate) fn harm(name: &str, more: &str) -> (String, String) {
     let limits = "limits.messages_per_minute = \"unlimited\"\nlimits.connections_per_user = 1000\n";
     tenant_file(name, &plugins, &format!("{limits}{more}"), "")
 }
+
+/// A token that does not say whose tenant's it is.
+pub(crate) fn token_without_tenant(subject: &str) -> String {
+    let claims = json!({ "sub": subject, "exp": now_s() + 3_600 });
+    sign(None, Algorithm::HS256, &Secret(SECRET.into()), claims.as_object().expect("an object")).expect("can be signed")
+}

@@ -32,7 +32,7 @@ pub fn ping_frame() -> Bytes {
 }
 
 /// The answer to a ping.
-pub(super) fn pong_frame(payload: &[u8]) -> Bytes {
+pub fn pong_frame(payload: &[u8]) -> Bytes {
     frame(OpCode::Pong, payload)
 }
 
