@@ -65,8 +65,6 @@ endings! {
     AuthorizerUnavailable = 4004, "authorizer_unavailable", true, Tenant;
     /// The token ended and no fresh one came in time; come back with a new token.
     TokenExpired = 4005, "token_expired", true, Client;
-    /// Something went wrong inside the gateway.
-    Internal = 4006, "internal", true, Gateway;
     /// The gateway or the tenant has as many connections as it may.
     ServerFull = 4007, "server_full", true, Gateway;
     /// No valid handshake within the time allowed.
@@ -83,8 +81,6 @@ endings! {
     ProtocolError = 4504, "protocol_error", false, Client;
     /// A handler or an operator ended the connection.
     Disconnected = 4505, "disconnected", false, Tenant;
-    /// There is no such tenant, or it is disabled.
-    UnknownTenant = 4506, "unknown_tenant", false, Client;
 }
 
 /// What is added to the reconnect advice so that clients do not come back all at once.

@@ -5,16 +5,19 @@
 
 pub mod authorization;
 pub mod conflict;
+pub mod farewell;
 pub mod pipeline;
 pub mod plugin;
 mod relay;
 pub mod token;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::client::Client;
 use crate::commit::{
-    Commit, CommitId, Effect, FiredTimer, Grant, Position, Publication, SessionRecord, StateKey, Who, now_ms,
+    Commit, CommitId, Effect, FiredTimer, Grant, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey,
+    Who, now_ms,
 };
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
@@ -26,6 +29,12 @@ use plugin::{CallError, Invocation, Transaction};
 
 /// How often a commit whose outcome is unknown is sent again before the client is told.
 const AMBIGUOUS_RESENDS_MAX: u32 = 3;
+
+/// How long one commit may take before its outcome counts as unknown.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the ephemeral publications of one input may take together.
+const EPHEMERAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What an input came to.
 #[derive(Debug)]
@@ -49,9 +58,12 @@ pub enum Undecided {
     /// A plugin or the gateway said no.
     #[error("{}", .0.message)]
     Refused(Refusal),
-    /// A plugin failed, or asked to be tried again, or too much waits.
+    /// A plugin failed, or is not there.
     #[error("{}", .0.message)]
     Failed(Refusal),
+    /// Nobody's fault: a plugin asked to be tried again, too much waits, or commits kept changing what was read.
+    #[error("{}", .0.message)]
+    Later(Refusal),
     /// The engine does not answer.
     #[error("{}", .0.message)]
     Engine(Refusal),
@@ -64,7 +76,10 @@ impl Undecided {
     /// As the client is told.
     pub fn into_refusal(self) -> Refusal {
         match self {
-            Undecided::Refused(refusal) | Undecided::Failed(refusal) | Undecided::Engine(refusal) => refusal,
+            Undecided::Refused(refusal)
+            | Undecided::Failed(refusal)
+            | Undecided::Later(refusal)
+            | Undecided::Engine(refusal) => refusal,
             Undecided::TimerGone => Refusal::new("timer_gone", "the timer was settled meanwhile"),
         }
     }
@@ -75,10 +90,10 @@ impl From<CallError> for Undecided {
         match error {
             CallError::Refused(refusal) => Undecided::Refused(refusal),
             CallError::Overloaded(message) => {
-                Undecided::Failed(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("overloaded", message) })
+                Undecided::Later(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("overloaded", message) })
             }
             CallError::Retry(message) => {
-                Undecided::Failed(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("unavailable", message) })
+                Undecided::Later(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("unavailable", message) })
             }
             CallError::Fatal(message) => Undecided::Failed(Refusal::new("plugin_failed", message)),
             CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.to_string())),
@@ -109,6 +124,8 @@ pub enum Input<'a> {
         wanted: &'a [(Room, Option<Payload>)],
         /// Its record as it was before.
         session: SessionRecord,
+        /// The session that comes back with it: its end is not told any more.
+        resumed: Option<&'a str>,
     },
     /// A client or a back end says something.
     Event {
@@ -134,6 +151,7 @@ struct Additions {
     effects: Vec<Effect>,
     session: Option<SessionRecord>,
     fired: Option<FiredTimer>,
+    timers: Vec<(TimerKey, TimerChange)>,
     reply: Option<Payload>,
     joined: Vec<(Room, Grant)>,
     refused: Vec<(Room, Refusal)>,
@@ -183,6 +201,7 @@ impl Decisions {
             parts.commit.effects.extend(additions.effects);
             parts.commit.session = additions.session;
             parts.commit.fired = additions.fired;
+            parts.commit.timers.extend(additions.timers);
             let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
             let position = match self.commit(parts.commit).await? {
                 None => None,
@@ -206,7 +225,7 @@ impl Decisions {
             "other commits changed what this one had read, {} times in a row (setting call_limits.attempts)",
             self.limits.attempts
         );
-        Err(Undecided::Failed(Refusal { retry_after_ms: Some(100), ..Refusal::new("conflict", text) }))
+        Err(Undecided::Later(Refusal { retry_after_ms: Some(100), ..Refusal::new("conflict", text) }))
     }
 
     /// One attempt, up to its commit.
@@ -226,7 +245,7 @@ impl Decisions {
                 };
                 Ok(joining(who, joined, Vec::new(), session, vec![arrive]))
             }
-            Input::Join { who, wanted, session } => {
+            Input::Join { who, wanted, session, resumed } => {
                 let (mut joined, mut refused) = (Vec::new(), Vec::new());
                 for (room, params) in *wanted {
                     match authorization::join(pipeline, transaction, who, room, params.as_ref()).await {
@@ -235,7 +254,8 @@ impl Decisions {
                         Err(undecided) => refused.push((room.clone(), undecided.into_refusal())),
                     }
                 }
-                Ok(joining(who, joined, refused, session, Vec::new()))
+                let timers = resumed.map_or_else(Vec::new, |session| farewell::cancelled(pipeline, session));
+                Ok(Additions { timers, ..joining(who, joined, refused, session, Vec::new()) })
             }
             Input::Event { event, may_publish } => match pipeline.route(transaction, event).await? {
                 Route::Ignore => Ok(Additions::default()),
@@ -250,9 +270,12 @@ impl Decisions {
             Input::Timer(timer) => {
                 let Some(handler) = pipeline.handler(&timer.key.plugin) else {
                     let text = format!("the timer's plugin {:?} is not a handler of the tenant", timer.key.plugin);
-                    return Err(Undecided::Failed(Refusal::new("plugin_unavailable", text)));
+                    return Err(Undecided::Later(Refusal::new("plugin_unavailable", text)));
                 };
-                handler.fire(transaction, timer).await?;
+                match farewell::Farewell::of(timer) {
+                    Some(gone) => handler.disconnected(transaction, &gone.client(), &gone.reason).await?,
+                    None => handler.fire(transaction, timer).await?,
+                }
                 let fired = FiredTimer { key: timer.key.clone(), token: timer.token.clone() };
                 Ok(Additions { fired: Some(fired), ..Additions::default() })
             }
@@ -312,7 +335,10 @@ impl Decisions {
         let started = std::time::Instant::now();
         let mut resends = 0;
         loop {
-            let result = self.engine.commit(&self.tenant, commit.clone()).await;
+            let answered = tokio::time::timeout(COMMIT_TIMEOUT, self.engine.commit(&self.tenant, commit.clone())).await;
+            let result = answered.unwrap_or_else(|_| {
+                Err(EngineError::Ambiguous(format!("no answer within {} ms", COMMIT_TIMEOUT.as_millis())))
+            });
             metrics::histogram!("engine_commit_seconds").record(started.elapsed().as_secs_f64());
             match result {
                 Ok(outcome) => return Ok(outcome),
@@ -332,11 +358,17 @@ impl Decisions {
 
     /// Best effort by contract: what cannot be sent now is dropped, and counted.
     pub async fn publish_ephemeral(&self, publications: Vec<Publication>) {
-        for publication in publications {
-            if self.engine.publish_ephemeral(&self.tenant, publication).await.is_err() {
-                metrics::counter!("ephemeral_dropped_total").increment(1);
+        let mut left = publications.len() as u64;
+        let all = async {
+            for publication in publications {
+                if self.engine.publish_ephemeral(&self.tenant, publication).await.is_ok() {
+                    left -= 1;
+                }
             }
-        }
+        };
+        // What is left then is dropped with the rest.
+        let _ = tokio::time::timeout(EPHEMERAL_TIMEOUT, all).await;
+        metrics::counter!("ephemeral_dropped_total").increment(left);
     }
 }
 
@@ -350,7 +382,10 @@ fn joining(
 ) -> Additions {
     let mut session = session.clone();
     for (room, grant) in &joined {
-        session.rooms.insert(room.clone(), *grant);
+        // Joining again where one is already changes nothing, and leaves no trace in the log.
+        if session.rooms.insert(room.clone(), *grant) == Some(*grant) {
+            continue;
+        }
         let who = Who::Connection(who.connection.clone());
         effects.push(Effect::Join { who, room: room.clone(), grant: *grant });
     }

@@ -10,6 +10,10 @@ use crate::client::Client;
 /// The longest event name, in bytes.
 pub const EVENT_NAME_BYTES_MAX: usize = 128;
 
+/// Events that only the gateway says: whoever publishes without a handler may not.
+pub const GATEWAY_EVENTS: [&str; 6] =
+    ["connected", "error", "reset", "server:shutdown", "token_expiring", "token_refreshed"];
+
 /// What an event carries: as in Socket.IO, arguments with bytes beside them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payload {

@@ -19,6 +19,7 @@ use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError};
 use crate::limits::UserRates;
+use crate::session::NAMESPACES_MAX;
 use crate::tenant::{Tenant, TenantId};
 
 /// The process, as its connections see it.
@@ -56,6 +57,8 @@ pub struct LiveTenant {
     pub user_rates: UserRates,
     /// Its open WebSockets on this node.
     pub connections: Slots,
+    /// Its timers that fire at the moment.
+    pub firing: Slots,
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
     rooms: OnceCell<Rooms>,
 }
@@ -104,11 +107,15 @@ impl Gateway {
 }
 
 impl LiveTenant {
+    /// Timers of one tenant that fire at the same time on this node, so that it does not delay others'.
+    pub const FIRING_MAX: u32 = 32;
+
     /// A tenant with its loaded components.
     pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, engine: Arc<dyn Engine>) -> LiveTenant {
         LiveTenant {
             decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone()),
             connections: Slots::new(tenant.limits.connections),
+            firing: Slots::new(LiveTenant::FIRING_MAX),
             tenant,
             verifier,
             pipeline: ArcSwap::from_pointee(pipeline),
@@ -123,7 +130,7 @@ impl LiveTenant {
         self.rooms
             .get_or_try_init(|| async {
                 let follower = gateway.engine.follow(&self.tenant.id).await?;
-                let connections_max = self.tenant.limits.connections as usize;
+                let connections_max = self.tenant.limits.connections as usize * NAMESPACES_MAX;
                 Ok(Rooms::start(self.tenant.id.clone(), follower, connections_max, &gateway.tasks))
             })
             .await

@@ -12,7 +12,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE,
-    HOST, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, UPGRADE, VARY,
+    HOST, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
 };
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
@@ -192,7 +192,12 @@ impl Http {
         let accept = match upgrade::accept(request.headers()) {
             Ok(accept) => accept,
             Err(_) if protocol == Protocol::SocketIo => return engine_error(RequestError::BadRequest),
-            Err(error) => return refusal(StatusCode::UPGRADE_REQUIRED, "not_an_upgrade", &error.to_string()),
+            Err(error) => {
+                let mut answer = refusal(StatusCode::UPGRADE_REQUIRED, "not_an_upgrade", &error.to_string());
+                answer.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+                answer.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                return answer;
+            }
         };
         if self.gateway.tasks.draining().is_cancelled() {
             return busy("shutdown", "this node stops; come back in a moment");
@@ -211,6 +216,8 @@ impl Http {
             namespace,
             token: upgrade::token(request.headers(), request.uri().query()),
             origin: request.headers().get(ORIGIN).and_then(|origin| origin.to_str().ok()).map(str::to_owned),
+            host: request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned),
+            query: upgrade::query_parameters(request.uri().query()),
             address: peer,
         };
         let gateway = self.gateway.clone();

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use crate::event::Refusal;
 use crate::tenant::PerMinute;
 
-/// Buckets of users kept at most; beyond, full ones (users that were quiet for a minute) are dropped.
+/// Buckets of users kept at most; beyond, full ones (users that were quiet for a minute) are dropped, and if that
+/// does not help, all.
 const USER_BUCKETS_MAX: usize = 100_000;
 
 /// A bucket that holds one minute's worth and is refilled evenly.
@@ -44,6 +45,11 @@ impl Bucket {
         Err(Duration::from_secs_f64((1.0 - self.tokens) * 60.0 / rate))
     }
 
+    /// Its rate; 0 when it never runs dry.
+    pub fn per_minute(&self) -> u32 {
+        self.per_minute.map_or(0, std::num::NonZeroU32::get)
+    }
+
     fn is_full(&mut self, now: Instant) -> bool {
         let Some(rate) = self.per_minute.map(|rate| f64::from(rate.get())) else { return true };
         self.fill(rate, now);
@@ -74,6 +80,10 @@ impl UserRates {
         let mut buckets = self.buckets.lock();
         if buckets.len() >= USER_BUCKETS_MAX {
             buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        if buckets.len() >= USER_BUCKETS_MAX {
+            // Too many are busy to remember them all: everybody starts anew rather than memory growing.
+            buckets.clear();
         }
         let bucket = buckets.entry((subject.clone(), event.clone())).or_insert_with(|| Bucket::new(Some(rate), now));
         bucket.take(now).map_err(|wait| {

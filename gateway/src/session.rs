@@ -8,6 +8,7 @@ mod connection;
 mod language;
 mod requests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,8 +20,8 @@ use tokio::time::Instant;
 use crate::close::Close;
 use crate::connection::protocol::{AckId, Input as Heard};
 use crate::connection::socket::{Received, Socket, pong_frame};
-use crate::connection::upgrade::Protocol;
-use crate::delivery::outbox::Outbox;
+use crate::connection::upgrade::{self, Protocol};
+use crate::delivery::outbox::{Outbox, OutboxLimits};
 use crate::event::{Event, Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant, Slot, UserSlot};
 use crate::limits::{Bucket, rate_limited};
@@ -29,10 +30,13 @@ use connection::Connection;
 use language::{Language, Said};
 
 /// Namespaces that one client may be in at once.
-const NAMESPACES_MAX: usize = 16;
+pub const NAMESPACES_MAX: usize = 16;
 
 /// How long the last words may take to reach the client.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often session records are written anew at least.
+const RECORD_INTERVAL_MAX: Duration = Duration::from_secs(40);
 
 /// How long before a token's end its client is told (`token_expiring`).
 const TOKEN_EXPIRING_BEFORE: Duration = Duration::from_secs(30);
@@ -49,8 +53,20 @@ pub struct Hello {
     pub token: Option<String>,
     /// The page it comes from, if it is a browser.
     pub origin: Option<String>,
+    /// The host that it called us by.
+    pub host: Option<String>,
+    /// The query's parameters, without the token.
+    pub query: BTreeMap<String, String>,
     /// Where it comes from.
     pub address: SocketAddr,
+}
+
+impl Hello {
+    /// Does a tenant with these origins take clients from the page? One with none leaves it to the listener.
+    fn may_talk_to(&self, origins: &[String]) -> bool {
+        let Some(origin) = &self.origin else { return true };
+        origins.is_empty() || upgrade::is_origin_allowed(origin, self.host.as_deref(), origins)
+    }
 }
 
 /// One client.
@@ -68,6 +84,7 @@ pub struct Session {
     ping_due: Instant,
     pinged: Option<Instant>,
     told_of_expiry: bool,
+    record_due: Instant,
     user: Option<UserSlot>,
     tenant_slot: Option<Slot>,
     _slot: Slot,
@@ -87,7 +104,7 @@ impl Session {
         Session {
             language: Language::new(hello.protocol, Limits::default().message_bytes),
             tenant: hello.tenant.clone(),
-            rate: Bucket::new(None, Instant::now()),
+            rate: Bucket::new(Limits::default().messages_per_minute, Instant::now()),
             ping_due: Instant::now() + gateway.config.ping_interval,
             gateway,
             hello,
@@ -97,6 +114,7 @@ impl Session {
             opened: Instant::now(),
             pinged: None,
             told_of_expiry: false,
+            record_due: Instant::now() + RECORD_INTERVAL_MAX,
             user: None,
             tenant_slot: None,
             _slot: slot,
@@ -116,7 +134,7 @@ impl Session {
     /// What comes before the first message: the protocol's greeting, and for plain WebSocket the token.
     async fn hello(&mut self) -> Result<(), Close> {
         if let Some(tenant) = self.tenant.clone() {
-            self.enter(&tenant)?;
+            self.limit(&tenant.tenant.limits);
         }
         match self.language {
             Language::SocketIo(_) => {
@@ -161,8 +179,13 @@ impl Session {
                 }
                 Happening::Received(Received::Broken(why)) => self.broken(Close::ProtocolError, &why),
                 Happening::End(close) => Err(close),
-                Happening::Clock => self.on_clock(),
+                Happening::Clock => Ok(()),
                 Happening::Draining => Err(self.drain().await),
+            };
+            // Whatever happened: a client that says much does not stop the clock.
+            let done = match done {
+                Ok(()) => self.on_clock().await,
+                Err(close) => Err(close),
             };
             if let Err(close) = done {
                 return close;
@@ -187,10 +210,15 @@ impl Session {
     async fn on_said(&mut self, said: Vec<Said>) -> Result<(), Close> {
         metrics::counter!("ws_messages_total", "direction" => "in").increment(said.len() as u64);
         for said in said {
+            self.on_clock().await?;
             match said {
                 Ok(Heard::Event { namespace, name, data, ack }) => self.on_event(&namespace, name, data, ack).await,
                 Ok(Heard::Connect { namespace, auth }) => {
-                    if let Err((close, refusal)) = self.connect(&namespace, auth.as_deref()).await {
+                    let connected = match self.within_rate() {
+                        Ok(()) => self.connect(&namespace, auth.as_deref()).await,
+                        Err(refusal) => Err((Close::ProtocolError, refusal)),
+                    };
+                    if let Err((close, refusal)) = connected {
                         // One refused namespace ends nothing else; a client without any runs into
                         // the handshake's time-out.
                         tracing::debug!(code = refusal.code, close = close.word(), "connect refused");
@@ -203,6 +231,7 @@ impl Session {
                 Ok(Heard::Ack { .. } | Heard::Pong | Heard::Upgrade) => {}
                 Ok(Heard::Close) => return Err(Close::ClientLeft),
                 Err((ack, refusal)) => {
+                    let refusal = self.within_rate().err().unwrap_or(refusal);
                     let namespace = self.hello.namespace.clone();
                     self.say(self.language.refused(&namespace, ack, &refusal, false));
                 }
@@ -261,15 +290,19 @@ impl Session {
     }
 
     fn within_limits(&mut self, tenant: &LiveTenant, index: usize, name: &Arc<str>) -> Result<(), Refusal> {
-        let limits = &tenant.tenant.limits;
-        if let Err(wait) = self.rate.take(Instant::now()) {
-            let per_minute = limits.messages_per_minute.map_or(0, std::num::NonZeroU32::get);
-            return Err(rate_limited("messages of one connection", "limits.messages_per_minute", per_minute, wait));
-        }
-        match limits.user_events_per_minute.get(&**name) {
+        self.within_rate()?;
+        match tenant.tenant.limits.user_events_per_minute.get(&**name) {
             Some(rate) => tenant.user_rates.take(&self.connections[index].client.identity.subject, name, *rate),
             None => Ok(()),
         }
+    }
+
+    /// Whatever a client says counts, refused or not.
+    fn within_rate(&mut self) -> Result<(), Refusal> {
+        self.rate.take(Instant::now()).map_err(|wait| {
+            let what = "messages of one connection";
+            rate_limited(what, "limits.messages_per_minute", self.rate.per_minute(), wait)
+        })
     }
 
     fn connected(&self, namespace: &str) -> Option<(Arc<LiveTenant>, usize)> {
@@ -309,12 +342,22 @@ impl Session {
             return Ok(());
         }
         self.tenant_slot = Some(tenant.connections.take().ok_or(Close::ServerFull)?);
-        let limits = &tenant.tenant.limits;
-        self.socket.message_bytes_max.store(limits.message_bytes, Ordering::Relaxed);
-        self.language.set_message_bytes_max(limits.message_bytes);
-        self.rate = Bucket::new(limits.messages_per_minute, Instant::now());
+        self.limit(&tenant.tenant.limits);
+        self.rate = Bucket::new(tenant.tenant.limits.messages_per_minute, Instant::now());
+        self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
         self.tenant = Some(tenant.clone());
         Ok(())
+    }
+
+    fn limit(&mut self, limits: &Limits) {
+        self.socket.message_bytes_max.store(limits.message_bytes, Ordering::Relaxed);
+        self.language.set_message_bytes_max(limits.message_bytes);
+        self.outbox.set_limits(OutboxLimits { bytes: limits.outbox_bytes, messages: limits.outbox_messages });
+    }
+
+    /// Often enough that a record outlives one refresh that failed.
+    fn record_interval(&self, limits: &Limits) -> Duration {
+        Duration::from_millis(limits.recovery_window_ms / 3).min(RECORD_INTERVAL_MAX)
     }
 
     fn next_wake(&self) -> Instant {
@@ -322,11 +365,15 @@ impl Session {
         let heartbeat = self.pinged.map_or(self.ping_due, |pinged| pinged + config.ping_timeout);
         let handshake = self.connections.is_empty().then(|| self.opened + config.handshake_timeout);
         let expiry = self.connections.iter().filter_map(|connection| connection.expires(self.told_of_expiry)).min();
-        [Some(heartbeat), handshake, expiry].into_iter().flatten().min().unwrap_or(heartbeat)
+        let record = (!self.connections.is_empty()).then_some(self.record_due);
+        [Some(heartbeat), handshake, expiry, record].into_iter().flatten().min().unwrap_or(heartbeat)
     }
 
-    fn on_clock(&mut self) -> Result<(), Close> {
+    async fn on_clock(&mut self) -> Result<(), Close> {
         let (now, config) = (Instant::now(), &self.gateway.config);
+        if now < self.next_wake() {
+            return Ok(());
+        }
         if self.connections.is_empty() && now >= self.opened + config.handshake_timeout {
             return self
                 .broken(Close::HandshakeTimeout, "no namespace was connected in time (setting handshake_timeout_ms)");
@@ -347,6 +394,10 @@ impl Session {
                 self.say(self.language.event(&connection.local.namespace, "token_expiring", &Payload::one(&data)));
                 self.told_of_expiry = true;
             }
+        }
+        if let Some(tenant) = self.tenant.clone().filter(|_| now >= self.record_due) {
+            self.keep_records().await;
+            self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
         }
         self.heartbeat(now)
     }
@@ -382,11 +433,12 @@ impl Session {
 
     /// The last words, and out of all rooms.
     async fn goodbye(&mut self, close: Close) {
-        let last = self.language.farewell(close);
+        let namespaces: Vec<_> = self.connections.iter().map(|connection| &*connection.local.namespace).collect();
+        let last = self.language.farewell(close, &namespaces);
         self.outbox.release();
         self.outbox.seal(last);
         while let Some(connection) = self.connections.pop() {
-            self.leave(connection).await;
+            self.leave(connection, close).await;
         }
         // The reader stops when nobody reads the inbox; until then the client may still say its own goodbye.
         self.socket.inbox.close();

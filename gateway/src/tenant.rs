@@ -222,6 +222,9 @@ pub struct Limits {
     pub message_bytes: usize,
     /// Rooms that one connection is in, those of the gateway not counted.
     pub rooms_per_connection: usize,
+    /// How long a client that is gone can come back to its rooms, in milliseconds. No longer than logs
+    /// reach back.
+    pub recovery_window_ms: u64,
     /// What waits for one slow client, in bytes; beyond that its connection ends (`slow`).
     pub outbox_bytes: usize,
     /// What waits for one slow client, in messages; likewise.
@@ -237,6 +240,7 @@ impl Default for Limits {
             connections: 10_000,
             message_bytes: 1 << 20,
             rooms_per_connection: 256,
+            recovery_window_ms: 120_000,
             outbox_bytes: 4 << 20,
             outbox_messages: 4_096,
         }

@@ -19,10 +19,15 @@ const ERROR_REST: Duration = Duration::from_secs(1);
 const CLAIM_MAX: usize = 64;
 /// Timers that fire at the same time on this node.
 const FIRING_MAX: usize = 128;
-/// How often a timer whose handler fails is fired before it is given up.
+/// How often a timer whose handler fails is fired before it is given up. Waiting for the engine, a full line or
+/// a handler's wish to be called later never ends a timer.
 const ATTEMPTS_MAX: u32 = 5;
 /// How long a failed timer rests, doubled with every attempt.
 const RETRY_MS: Millis = 500;
+/// How often it is doubled at most: a minute.
+const RETRY_DOUBLINGS_MAX: u32 = 7;
+/// How long a timer rests whose tenant has [`FIRING_MAX`](crate::gateway::LiveTenant::FIRING_MAX) of them firing.
+const BUSY_REST_MS: Millis = 200;
 
 /// Fires timers until the node stops.
 pub async fn run(gateway: Arc<Gateway>) {
@@ -59,16 +64,19 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
         // The tenant may be served again, or by another node: the timer stays.
         return give_back(gateway, &timer, 60_000).await;
     };
+    let Some(_place) = tenant.firing.take() else {
+        return give_back(gateway, &timer, BUSY_REST_MS).await;
+    };
     let result = tenant.decisions.run(&tenant.pipeline.load_full(), Input::Timer(&timer)).await;
     let outcome = match result {
         Ok(_) => "ok",
         Err(Undecided::TimerGone) => "gone",
-        Err(Undecided::Engine(_)) => {
-            give_back(gateway, &timer, RETRY_MS).await;
-            "engine_unavailable"
+        Err(Undecided::Engine(_) | Undecided::Later(_)) => {
+            give_back(gateway, &timer, rest_ms(timer.attempt)).await;
+            "later"
         }
         Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
-            let rest = RETRY_MS << timer.attempt.min(10);
+            let rest = rest_ms(timer.attempt);
             tracing::warn!(tenant = %timer.tenant, plugin = &*timer.key.plugin, code = refusal.code, message = refusal.message, rest_ms = rest, "a timer's handler failed: tried again");
             give_back(gateway, &timer, rest).await;
             "retried"
@@ -80,6 +88,10 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
         }
     };
     metrics::counter!("timers_fired_total", "outcome" => outcome).increment(1);
+}
+
+fn rest_ms(attempt: u32) -> Millis {
+    RETRY_MS << attempt.min(RETRY_DOUBLINGS_MAX)
 }
 
 async fn give_back(gateway: &Gateway, timer: &DueTimer, after_ms: Millis) {

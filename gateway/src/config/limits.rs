@@ -22,6 +22,7 @@ pub(super) fn limits(section: Option<Section<'_>>, report: &mut Report) -> Limit
     given.integer("message_bytes", KIB..=64 * MIB, &mut limits.message_bytes, report);
     given.integer("rooms_per_connection", 1..=65_536, &mut limits.rooms_per_connection, report);
     given.integer("outbox_bytes", 64 * KIB..=1_024 * MIB, &mut limits.outbox_bytes, report);
+    given.integer("recovery_window_ms", 100..=140_000, &mut limits.recovery_window_ms, report);
     given.integer("outbox_messages", 16..=1_048_576, &mut limits.outbox_messages, report);
     if limits.outbox_bytes < limits.message_bytes {
         let (outbox, message) = (limits.outbox_bytes, limits.message_bytes);

@@ -18,6 +18,9 @@ use crate::drain::Tasks;
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long an HTTP connection may live, whatever it does: a place is never held for ever.
+const HTTP_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// HTTP connections beside the WebSockets: scrapes, probes, back ends.
 const HTTP_CONNECTIONS_MAX: usize = 1_024;
 
@@ -33,7 +36,7 @@ pub trait Service: Send + Sync + 'static {
     fn answer(self: Arc<Self>, request: Request<Incoming>, peer: SocketAddr) -> impl Future<Output = Answer> + Send;
 }
 
-/// Accepts until draining begins. Sockets that were upgraded live on in tasks of their own.
+/// Accepts until the last phase of stopping. Sockets that were upgraded live on in tasks of their own.
 pub async fn serve<S: Service>(listener: TcpListener, service: Arc<S>, tasks: Tasks) {
     let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX));
     loop {
@@ -76,8 +79,11 @@ async fn serve_one<S: Service>(stream: TcpStream, peer: SocketAddr, service: Arc
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), answer)
         .with_upgrades();
-    if let Err(error) = connection.await {
-        tracing::trace!(%peer, %error, "an HTTP connection ended");
+    // A WebSocket leaves this connection when it is upgraded; what is left has no business for longer.
+    match tokio::time::timeout(HTTP_CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::trace!(%peer, %error, "an HTTP connection ended"),
+        Err(_) => tracing::debug!(%peer, "an HTTP connection was ended after its time"),
     }
 }
 

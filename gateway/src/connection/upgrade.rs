@@ -1,5 +1,6 @@
 //! From an HTTP request to a WebSocket: RFC 6455 §4.2, and what the request says of the client.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -86,8 +87,21 @@ pub fn origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
         return !headers.contains_key(ORIGIN);
     };
     let host = headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
-    let own = origin.split_once("://").map(|(_, authority)| authority) == host;
-    own || allowed.iter().any(|pattern| pattern == "*" || pattern.eq_ignore_ascii_case(origin))
+    is_origin_allowed(origin, host, allowed)
+}
+
+/// As [`origin_allowed`], of a page that called us by `host`.
+pub fn is_origin_allowed(origin: &str, host: Option<&str>, allowed: &[String]) -> bool {
+    let own = origin.split_once("://").map(|(_, authority)| authority);
+    (own.is_some() && own == host)
+        || allowed.iter().any(|pattern| pattern == "*" || pattern.eq_ignore_ascii_case(origin))
+}
+
+/// The parameters of a query, decoded, but never the token. Of several with one name the last counts.
+pub fn query_parameters(query: Option<&str>) -> BTreeMap<String, String> {
+    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    let pairs = query.unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.filter(|(name, _)| *name != "token").map(|(name, value)| (decode(name), decode(value))).collect()
 }
 
 #[cfg(test)]

@@ -4,18 +4,31 @@ use serde_json::Value;
 
 use super::Additions;
 use crate::commit::{Effect, Publication};
-use crate::event::{Event, Refusal};
+use crate::event::{Event, GATEWAY_EVENTS, Refusal};
 use crate::room::Room;
 
 /// Rooms that one relayed event may name.
 const ROOMS_MAX: usize = 32;
 
+/// What one relayed event may come to over all its rooms, in bytes.
+const BYTES_MAX: usize = 2 << 20;
+
 /// Publishes an event to the rooms that its first argument names (`room`, or `rooms`: a list),
 /// in one commit. An event that names none is answered with its own data.
 pub(super) fn relay(event: &Event, may_publish: &(dyn Fn(&Room) -> bool + Send + Sync)) -> Result<Additions, Refusal> {
-    let names = room_names(event)?;
+    if GATEWAY_EVENTS.contains(&&*event.name) {
+        return Err(Refusal::new("forbidden", format!("only the gateway says {:?}", event.name)));
+    }
+    let mut names = room_names(event)?;
+    names.sort_unstable();
+    names.dedup();
     if names.is_empty() {
         return Ok(Additions { reply: Some(event.data.clone()), ..Additions::default() });
+    }
+    let bytes = event.data.bytes() * names.len();
+    if bytes > BYTES_MAX {
+        let text = format!("{bytes} bytes over {} rooms, at most {BYTES_MAX} are relayed", names.len());
+        return Err(Refusal::new("too_large", text));
     }
     let mut effects = Vec::with_capacity(names.len());
     for name in names {
@@ -87,7 +100,7 @@ mod tests {
     fn an_event_goes_to_the_rooms_it_names_in_one_step() {
         let one = relay(&event(r#"[{"room":"a:1","x":1}]"#), &|_| true).unwrap();
         assert_eq!(rooms(&one), ["a:1"]);
-        let two = relay(&event(r#"[{"rooms":["a:1","b:2"]},"more"]"#), &|_| true).unwrap();
+        let two = relay(&event(r#"[{"rooms":["a:1","b:2","a:1"]},"more"]"#), &|_| true).unwrap();
         assert_eq!(rooms(&two), ["a:1", "b:2"]);
     }
 

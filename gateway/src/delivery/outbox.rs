@@ -36,7 +36,6 @@ pub struct Outbox {
     writer: Notify,
     /// Wakes the session: somebody wants the connection to end.
     ended: Notify,
-    limits: OutboxLimits,
 }
 
 struct State {
@@ -48,6 +47,9 @@ struct State {
     /// The writer task holds a part of the queue: nobody else may write.
     writing: bool,
     end: Option<Close>,
+    limits: OutboxLimits,
+    /// The first piece is on the wire in part: it must be ended before anything else is written.
+    front_begun: bool,
     /// The session is done: nothing is taken any more.
     sealed: bool,
 }
@@ -79,11 +81,12 @@ impl Outbox {
                 socket,
                 writing: false,
                 end: None,
+                limits,
+                front_begun: false,
                 sealed: false,
             }),
             writer: Notify::new(),
             ended: Notify::new(),
-            limits,
         })
     }
 
@@ -96,6 +99,11 @@ impl Outbox {
     /// As [`push`](Outbox::push), but before what is held back.
     pub fn push_before_held(&self, frames: Bytes) {
         self.put(frames, false);
+    }
+
+    /// Sets other limits, once it is known whose client this is.
+    pub fn set_limits(&self, limits: OutboxLimits) {
+        self.state.lock().limits = limits;
     }
 
     /// Holds back what is pushed from now on, within the same limits, until [`release`](Outbox::release).
@@ -119,10 +127,11 @@ impl Outbox {
             return;
         }
         let messages = state.queue.len() + state.held.as_ref().map_or(0, VecDeque::len);
-        if messages >= self.limits.messages || state.bytes + frames.len() > self.limits.bytes {
-            state.queue.clear();
+        if messages >= state.limits.messages || state.bytes + frames.len() > state.limits.bytes {
+            let begun = usize::from(state.front_begun);
+            state.queue.truncate(begun);
             state.held = None;
-            state.bytes = 0;
+            state.bytes = state.queue.iter().map(Bytes::len).sum();
             drop(state);
             self.end(Close::Slow);
             return;
@@ -200,6 +209,7 @@ impl Outbox {
                 state.writing = false;
                 if !state.queue.is_empty() {
                     state.writing = true;
+                    state.front_begun = false;
                     let frames: Vec<Bytes> = state.queue.drain(..).collect();
                     let bytes: usize = frames.iter().map(Bytes::len).sum();
                     state.bytes = state.bytes.saturating_sub(bytes);
@@ -227,8 +237,10 @@ impl State {
             if written >= first.len() {
                 written -= first.len();
                 self.queue.pop_front();
+                self.front_begun = false;
             } else {
                 first.advance(written);
+                self.front_begun = true;
                 return;
             }
         }
@@ -323,6 +335,19 @@ mod tests {
         assert_eq!(*socket.taken.lock(), b"missed ");
         outbox.release();
         assert_eq!(*socket.taken.lock(), b"missed live");
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_is_on_the_wire_in_part_is_ended_before_the_last_word() {
+        let (outbox, socket) = outbox(3, OutboxLimits { bytes: 10, messages: 100 });
+        outbox.push(Bytes::from_static(b"123456"));
+        outbox.flush();
+        outbox.push(Bytes::from_static(b"7890123456"));
+        assert_eq!(outbox.ended().await, Close::Slow);
+        outbox.seal(Bytes::from_static(b"close"));
+        assert_eq!(*socket.taken.lock(), b"123");
+        let Next::Write(rest) = outbox.next().await else { panic!("nothing to write") };
+        assert_eq!(rest.concat(), b"456close");
     }
 
     #[tokio::test]

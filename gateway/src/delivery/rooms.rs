@@ -4,6 +4,7 @@
 //! place in the log and nowhere else, so that a joiner gets exactly what comes after its join.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
@@ -24,6 +25,9 @@ const ENTRIES_PER_BATCH: usize = 64;
 
 /// Commands that wait, beside one per connection for its leaving.
 const COMMANDS_MAX: usize = 1_024;
+
+/// How long a connection waits to be made known.
+pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a protocol writes what is delivered. Two connections with the same `slot` share the bytes.
 #[derive(Debug, Clone, Copy)]
@@ -73,9 +77,9 @@ pub struct Rooms {
     applied: watch::Receiver<Position>,
 }
 
-/// The delivery task has ended.
+/// The delivery task has ended, or is too busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the tenant's delivery has ended")]
+#[error("the tenant's delivery on this node has ended or does not answer")]
 pub struct Ended;
 
 /// Keeps a connection attached; dropping it detaches, whatever way the session ends.
@@ -109,7 +113,14 @@ impl Rooms {
     }
 
     /// Makes a connection known, before its `Arrive` is committed.
+    ///
+    /// # Errors
+    /// The delivery has ended, or did not answer within [`ATTACH_TIMEOUT`].
     pub async fn attach(&self, local: Arc<Local>) -> Result<Attached, Ended> {
+        tokio::time::timeout(ATTACH_TIMEOUT, self.attach_in_time(local)).await.unwrap_or(Err(Ended))
+    }
+
+    async fn attach_in_time(&self, local: Arc<Local>) -> Result<Attached, Ended> {
         let leave = self.commands.clone().reserve_owned().await.map_err(|_| Ended)?;
         let (done, attached) = oneshot::channel();
         let id = local.id.clone();

@@ -1,6 +1,7 @@
 //! Events that a tenant's own back end raises: the same handlers run.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -16,6 +17,9 @@ use crate::decision::{Input, Undecided};
 use crate::event::{Event, Payload};
 use crate::gateway::LiveTenant;
 use crate::room::ROOT_NAMESPACE;
+
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,7 +39,12 @@ pub(super) async fn raise(tenant: &Arc<LiveTenant>, request: Request<Incoming>) 
         return answer;
     }
     let bytes_max = tenant.tenant.limits.message_bytes;
-    let Ok(body) = Limited::new(request.into_body(), bytes_max).collect().await else {
+    let body = Limited::new(request.into_body(), bytes_max).collect();
+    let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
+        let text = format!("the body did not come within {} ms", BODY_TIMEOUT.as_millis());
+        return refusal(StatusCode::REQUEST_TIMEOUT, "timeout", &text);
+    };
+    let Ok(body) = body else {
         let text = format!("the body has at most {bytes_max} bytes (setting limits.message_bytes)");
         return refusal(StatusCode::PAYLOAD_TOO_LARGE, "message_too_large", &text);
     };
@@ -57,7 +66,9 @@ pub(super) async fn raise(tenant: &Arc<LiveTenant>, request: Request<Incoming>) 
                 Undecided::Refused(refused) if refused.code == "forbidden" => StatusCode::FORBIDDEN,
                 Undecided::Refused(refused) if refused.code == "not_found" => StatusCode::NOT_FOUND,
                 Undecided::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
-                Undecided::Failed(_) | Undecided::Engine(_) | Undecided::TimerGone => StatusCode::SERVICE_UNAVAILABLE,
+                Undecided::Failed(_) | Undecided::Later(_) | Undecided::Engine(_) | Undecided::TimerGone => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
             };
             json_answer(status, &json!({ "error": undecided.into_refusal() }))
         }

@@ -13,14 +13,12 @@ use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
 use crate::client::{Client, ConnectionId, Identity, random_id};
 use crate::close::Close;
 use crate::commit::{Commit, CommitId, Effect, Millis, Position, SessionRecord, now_ms};
+use crate::decision::farewell::Farewell;
 use crate::decision::token::peek_tenant;
 use crate::decision::{Decided, Input, Undecided};
 use crate::delivery::rooms::{Attached, Local};
 use crate::event::Refusal;
 use crate::gateway::{Gateway, LiveTenant};
-
-/// How long a client may be away and come back to its rooms, in milliseconds.
-const RECOVERY_WINDOW_MS: Millis = 120_000;
 
 /// How long an answer waits for this node to apply the commit that it speaks of.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +27,8 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) local: Arc<Local>,
+    /// Has it taken up an earlier session?
+    pub(super) resumed: bool,
     /// Where it came in: what is published to its own rooms reaches it from here on.
     pub(super) arrived: Option<Position>,
     /// The secret name under which the client can come back.
@@ -51,14 +51,14 @@ impl Connection {
     }
 
     /// The session record as it stands.
-    pub(super) fn record(&self) -> SessionRecord {
+    pub(super) fn record(&self, ttl_ms: Millis) -> SessionRecord {
         SessionRecord {
             session: self.session.clone(),
             connection: self.client.connection.clone(),
             subject: self.client.identity.subject.clone(),
             namespace: self.client.namespace.clone(),
             rooms: self.local.grants.lock().iter().map(|(room, grant)| (room.clone(), *grant)).collect(),
-            ttl_ms: RECOVERY_WINDOW_MS,
+            ttl_ms,
         }
     }
 }
@@ -102,6 +102,9 @@ impl Session {
             ));
         }
         let (tenant, identity) = self.identify(auth)?;
+        if !self.hello.may_talk_to(&tenant.tenant.origins) {
+            return Err(refused(Close::Forbidden, "this origin may not connect to the tenant (setting origins)"));
+        }
         self.enter(&tenant).map_err(|close| {
             let max = tenant.tenant.limits.connections;
             refused(close, format!("the tenant has {max} connections on this node (setting limits.connections)"))
@@ -116,7 +119,7 @@ impl Session {
         } else if self.user.as_ref().is_some_and(|user| *user.subject() != identity.subject) {
             return Err(refused(Close::Unauthorized, "one connection speaks for one user in all its namespaces"));
         }
-        let connected = self.admit(&tenant, identity, namespace).await;
+        let connected = self.admit(&tenant, identity, namespace, auth).await;
         if connected.is_err() && self.connections.is_empty() {
             self.user = None;
         }
@@ -140,12 +143,17 @@ impl Session {
             };
             return Err(refused(Close::Unauthorized, text));
         };
+        // Who came without a token stays the same in all namespaces.
+        let known = || self.connections.first().map(|connection| connection.client.identity.clone());
         let identity = match token {
             Some(token) => tenant.verifier.verify(token, now_ms() / 1_000).map_err(|error| {
                 tracing::debug!(tenant = %tenant.tenant.id, %error, "token refused");
                 refused(Close::Unauthorized, error.public_message())
             })?,
-            None => tenant.verifier.anonymous().ok_or_else(|| refused(Close::Unauthorized, NO_TOKEN))?,
+            None => {
+                let anonymous = tenant.verifier.anonymous().ok_or_else(|| refused(Close::Unauthorized, NO_TOKEN))?;
+                known().unwrap_or(anonymous)
+            }
         };
         Ok((tenant, identity))
     }
@@ -155,6 +163,7 @@ impl Session {
         tenant: &Arc<LiveTenant>,
         identity: Identity,
         namespace: &Arc<str>,
+        auth: Option<&str>,
     ) -> Result<(), Refused> {
         let unavailable = |message: String| refused(Close::EngineUnavailable, message);
         let rooms = tenant.rooms(&self.gateway).await.map_err(|error| unavailable(error.to_string()))?;
@@ -177,17 +186,26 @@ impl Session {
             subject: client.identity.subject.clone(),
             namespace: namespace.clone(),
             rooms: BTreeMap::new(),
-            ttl_ms: RECOVERY_WINDOW_MS,
+            ttl_ms: tenant.tenant.limits.recovery_window_ms,
         };
         let input = Input::Connect { who: &client, session: record };
         let pipeline = tenant.pipeline.load_full();
-        let decided = tenant.decisions.run(&pipeline, input).await.map_err(connect_refused)?;
+        let decided = match tenant.decisions.run(&pipeline, input).await {
+            Ok(decided) => decided,
+            Err(undecided) => {
+                if matches!(undecided, Undecided::Engine(_)) {
+                    // It may have been committed after all.
+                    self.forget(tenant, &client.connection).await;
+                }
+                return Err(connect_refused(undecided));
+            }
+        };
         applied(&self.gateway, tenant, &decided).await;
         let arrived = decided.position;
-        let connection = Connection { client, local, arrived, session, expires, _attached: attached };
+        let connection = Connection { client, local, resumed: false, arrived, session, expires, _attached: attached };
         self.greet(&connection, &decided);
         self.connections.push(connection);
-        self.connected_hooks(tenant, namespace).await;
+        self.connected_hooks(tenant, namespace, auth).await;
         Ok(())
     }
 
@@ -201,7 +219,7 @@ impl Session {
             "namespace": &*connection.client.namespace,
             "rooms": rooms,
             "pos": decided.position.map(|position| position.to_string()),
-            "recovery_window_ms": RECOVERY_WINDOW_MS,
+            "recovery_window_ms": self.tenant.as_ref().map(|tenant| tenant.tenant.limits.recovery_window_ms),
             "ping_interval_ms": config.ping_interval.as_millis() as u64,
             "ping_timeout_ms": config.ping_timeout.as_millis() as u64,
             "message_bytes_max": self.message_bytes_max(),
@@ -214,15 +232,18 @@ impl Session {
     }
 
     /// Tells the handlers that asked for it; what they do is a commit of its own.
-    async fn connected_hooks(&self, tenant: &LiveTenant, namespace: &str) {
+    async fn connected_hooks(&self, tenant: &LiveTenant, namespace: &str, auth: Option<&str>) {
         let pipeline = tenant.pipeline.load_full();
         if !pipeline.handlers.iter().any(|(handler, _)| handler.exports.connection_events) {
             return;
         }
         let Some(connection) = self.connections.iter().find(|c| &*c.local.namespace == namespace) else { return };
         let handshake = json!({
+            "auth": auth_without_token(auth),
+            "query": self.hello.query,
             "origin": self.hello.origin,
             "address": self.hello.address.to_string(),
+            // A session that is resumed later is told by `disconnected` not being called for it.
             "recovered": false,
         });
         let input = Input::Connected { who: &connection.client, handshake: &handshake.to_string() };
@@ -231,23 +252,59 @@ impl Session {
         }
     }
 
+    /// Takes a connection out of all rooms that nobody here stands for.
+    async fn forget(&self, tenant: &LiveTenant, id: &ConnectionId) {
+        let gone = Effect::Gone { id: id.clone() };
+        let commit = Commit { effects: vec![gone], ..Commit::new(CommitId::random()) };
+        if let Err(error) = tenant.decisions.commit_directly(commit).await {
+            tracing::warn!(tenant = %tenant.tenant.id, %error, "a connection that was not admitted may be left in its rooms");
+        }
+    }
+
+    /// Writes the session records anew: they are kept for the recovery window after the last time.
+    pub(super) async fn keep_records(&self) {
+        let Some(tenant) = &self.tenant else { return };
+        for connection in &self.connections {
+            let session = Some(connection.record(tenant.tenant.limits.recovery_window_ms));
+            let commit = Commit { session, ..Commit::new(CommitId::random()) };
+            if let Err(error) = tenant.decisions.commit_directly(commit).await {
+                tracing::debug!(tenant = %tenant.tenant.id, %error, "a session record was not kept");
+            }
+        }
+    }
+
     /// A Socket.IO client leaves one namespace.
     pub(super) async fn leave_namespace(&mut self, namespace: &str) {
         if let Some(index) = self.connections.iter().position(|c| &*c.local.namespace == namespace) {
             let connection = self.connections.remove(index);
-            self.leave(connection).await;
+            self.leave(connection, Close::ClientLeft).await;
+            // Without any namespace it has the time of a handshake for another.
+            self.opened = Instant::now();
         }
     }
 
-    /// Out of all rooms, on every node. The session record stays: the client may come back.
-    pub(super) async fn leave(&self, connection: Connection) {
+    /// Out of all rooms, on every node. The session record stays: the client may come back; handlers that
+    /// want to know are told when it has not.
+    pub(super) async fn leave(&self, connection: Connection, close: Close) {
         let Some(tenant) = &self.tenant else { return };
         let gone = Effect::Gone { id: connection.client.connection.clone() };
-        let commit = Commit { effects: vec![gone], ..Commit::new(CommitId::random()) };
+        let window = tenant.tenant.limits.recovery_window_ms;
+        let farewell = Farewell::new(&connection.client, close.word());
+        let timers = farewell.timers(&tenant.pipeline.load(), &connection.session, window);
+        let commit = Commit { effects: vec![gone], timers, ..Commit::new(CommitId::random()) };
         if let Err(error) = tenant.decisions.commit_directly(commit).await {
             tracing::warn!(tenant = %tenant.tenant.id, %error, "a connection's leaving was not committed");
         }
     }
+}
+
+/// The client's `auth` payload, but never its token.
+fn auth_without_token(auth: Option<&str>) -> serde_json::Value {
+    let mut auth: serde_json::Value = auth.and_then(|auth| serde_json::from_str(auth).ok()).unwrap_or_default();
+    if let Some(auth) = auth.as_object_mut() {
+        auth.remove("token");
+    }
+    auth
 }
 
 fn connect_refused(undecided: Undecided) -> Refused {

@@ -113,8 +113,20 @@ impl Language {
         }
     }
 
-    pub(super) fn farewell(&self, close: Close) -> Bytes {
-        close_frame(close.code(), close.word())
+    /// The last frames. Socket.IO clients do not look at close codes: those that are not to come back by
+    /// themselves are disconnected from each namespace first.
+    pub(super) fn farewell(&self, close: Close, namespaces: &[&str]) -> Bytes {
+        let mut last = BytesMut::new();
+        if matches!(self, Language::SocketIo(_)) && !close.reconnect() {
+            for namespace in namespaces {
+                last.extend_from_slice(&text_frame(&socketio::disconnect(namespace)));
+            }
+        }
+        // 1006 says that there was no close frame (RFC 6455 §7.4.1).
+        if close != Close::ConnectionLost {
+            last.extend_from_slice(&close_frame(close.code(), close.word()));
+        }
+        last.freeze()
     }
 }
 

@@ -102,3 +102,23 @@ fn events_over_http_need_the_tenants_own_token_and_a_sound_body() {
     }
     assert_eq!(node.http("POST", "/t/nobody/api/v1/events", &good, "{}").0, 404);
 }
+
+#[test]
+fn a_tenants_own_origins_hold_however_its_clients_name_it() {
+    let node = Node::with(Settings {
+        tenants: vec![open("one", "origins = [\"https://app.example\"]")],
+        config: "origins = [\"*\"]\n".into(),
+        redis_url: None,
+    });
+    let mut ws = Clients::ws();
+    let bob = token("one", "bob", json!({}));
+    let url = format!("ws://{}/ws", node.address);
+    for (name, origin, event) in
+        [("good", "https://app.example", "connected"), ("bad", "https://evil.example", "error")]
+    {
+        let headers = json!({ "origin": origin });
+        ws.tell(json!({"do": "connect", "name": name, "url": url, "query": { "token": bob }, "headers": headers}));
+        ws.message(name, json!({ "event": event }));
+    }
+    assert_eq!(ws.closed("bad").0, 4501);
+}

@@ -191,7 +191,82 @@ fn a_plain_client_that_comes_back_gets_what_it_missed_in_order() {
         .map(|m| m["json"]["data"].clone())
         .collect();
     assert_eq!(got, [1, 2, 3, 4]);
+    let again = ws.request("back", "resume", json!({ "session": welcome["session"], "pos": pos }));
+    assert_eq!(again["error"]["code"], "invalid", "a connection resumed twice");
     ws.join_ws(&node, "stranger", "one", &token("one", "mallory", json!({})));
     let stolen = ws.request("stranger", "resume", json!({ "session": welcome["session"], "pos": pos }));
     assert_eq!(stolen["recovered"], false, "somebody else resumed the session");
+}
+
+#[test]
+fn resuming_gives_nothing_from_before_the_session_was_in_a_room() {
+    let node = one();
+    let mut ws = Clients::ws();
+    let bob = token("one", "bob", json!({}));
+    ws.join_ws(&node, "eve", "one", &token("one", "eve", json!({})));
+    ws.request("eve", "join_room", json!({ "room": "r:1" }));
+    let welcome = ws.join_ws(&node, "bob", "one", &bob);
+    ws.request("eve", "publish", json!({ "room": "r:1", "event": "n", "data": "before" }));
+    ws.request("bob", "join_room", json!({ "room": "r:1" }));
+    ws.request("eve", "publish", json!({ "room": "r:1", "event": "n", "data": "after" }));
+    ws.message("bob", json!({ "event": "n", "data": "after" }));
+    let own = ws.request("bob", "resume", json!({ "session": welcome["session"], "pos": welcome["pos"] }));
+    assert_eq!(own["error"]["code"], "invalid", "a connection resumed itself");
+    ws.tell(json!({ "do": "cut", "name": "bob" }));
+    ws.join_ws(&node, "back", "one", &bob);
+    let resumed = ws.request("back", "resume", json!({ "session": welcome["session"], "pos": welcome["pos"] }));
+    assert_eq!((&resumed["recovered"], &resumed["missed"]), (&json!(true), &json!(1)), "{resumed}");
+    ws.message("back", json!({ "event": "n", "data": "after" }));
+    ws.absent(json!({ "what": "message", "name": "back", "json": { "data": "before" } }));
+}
+
+#[test]
+fn a_session_can_be_resumed_long_after_its_last_join() {
+    let node = Node::start(vec![open("one", "limits.recovery_window_ms = 900")]);
+    let mut ws = Clients::ws();
+    let bob = token("one", "bob", json!({}));
+    let welcome = ws.join_ws(&node, "bob", "one", &bob);
+    ws.request("bob", "join_room", json!({ "room": "r:1" }));
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    ws.tell(json!({ "do": "cut", "name": "bob" }));
+    ws.closed("bob");
+    ws.join_ws(&node, "back", "one", &bob);
+    let resumed = ws.request("back", "resume", json!({ "session": welcome["session"], "pos": welcome["pos"] }));
+    assert_eq!((&resumed["recovered"], &resumed["rooms"]), (&json!(true), &json!(["r:1"])), "{resumed}");
+}
+
+#[test]
+fn members_cannot_speak_in_the_gateways_name() {
+    let node = one();
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "one", &token("one", "bob", json!({})));
+    ws.request("bob", "join_room", json!({ "room": "r:1" }));
+    for event in ["server:shutdown", "error", "reset", "connected"] {
+        let answer = ws.request("bob", "publish", json!({ "room": "r:1", "event": event, "data": 1 }));
+        assert_eq!(answer["error"]["code"], "forbidden", "{event}");
+    }
+}
+
+#[test]
+fn the_latest_events_come_with_the_join_and_none_of_them_twice() {
+    let node = Node::start(vec![open("one", "history_on_join = 2")]);
+    let mut io = Clients::socketio();
+    for name in ["bob", "eve"] {
+        io.join_socketio(&node, name, "one", &token("one", name, json!({})));
+    }
+    io.ask("bob", "join_room", json!({ "room": "r:1" }));
+    for n in 0..3 {
+        io.ask("bob", "publish", json!({ "room": "r:1", "event": "n", "data": n }));
+    }
+    io.ask("eve", "join_room", json!({ "room": "r:1" }));
+    io.ask("bob", "publish", json!({ "room": "r:1", "event": "n", "data": 3 }));
+    let page = loop {
+        let page = io.event("eve", "history");
+        if page["events"].as_array().is_some_and(|events| !events.is_empty()) {
+            break page;
+        }
+    };
+    let data: Vec<_> = page["events"].as_array().unwrap().iter().map(|event| event["data"].clone()).collect();
+    assert_eq!(data, [1, 2]);
+    assert_eq!(io.event("eve", "n"), 3);
 }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{Answer, Session, invalid};
 use crate::commit::{Commit, CommitId, Effect, Publication};
 use crate::connection::protocol::check_event_name;
-use crate::event::{Payload, Refusal};
+use crate::event::{GATEWAY_EVENTS, Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
 
@@ -57,6 +57,9 @@ impl Session {
         if wanted.is_empty() || wanted.len() > BATCH_MAX {
             return Err(invalid(format!("{} publications, from 1 to {BATCH_MAX} are possible", wanted.len())));
         }
+        if !data.attachments.is_empty() {
+            return Err(invalid("attachments travel with publish, not with batch_update"));
+        }
         let effects = wanted
             .into_iter()
             .map(|wanted| self.publication(index, wanted, data).map(Effect::Publish))
@@ -67,6 +70,9 @@ impl Session {
     fn publication(&self, index: usize, wanted: PublishArgument<'_>, data: &Payload) -> Result<Publication, Refusal> {
         let connection = &self.connections[index];
         check_event_name(&wanted.event).map_err(|error| invalid(error.to_string()))?;
+        if GATEWAY_EVENTS.contains(&wanted.event.as_str()) {
+            return Err(Refusal::new("forbidden", format!("only the gateway says {:?}", wanted.event)));
+        }
         let room = Room::parse_in(&connection.local.namespace, &wanted.room)
             .map_err(|error| invalid(error.to_string()))?
             .ok_or_else(|| Refusal::new("forbidden", format!("{} belongs to another namespace", wanted.room)))?;

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Answer, Session, argument, invalid};
-use crate::commit::{Effect, Entry, Grant, Position};
+use crate::commit::{Effect, Entry, Grant, Position, Publication};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
@@ -16,6 +16,8 @@ use crate::room::Room;
 const HISTORY_LIMIT_MAX: usize = 200;
 /// Events of a page when the client does not say how many.
 const HISTORY_LIMIT_DEFAULT: usize = 50;
+/// What a page of history holds at most, in bytes of arguments; at least one entry is always on it.
+const HISTORY_BYTES_MAX: usize = 512 << 10;
 /// Members that one answer names at most; the count is always whole.
 const MEMBERS_MAX: usize = 1_000;
 
@@ -82,28 +84,35 @@ impl Session {
             .await
             .map_err(|error| Refusal::new("engine_unavailable", error.to_string()))?;
         entries.truncate(entries.len().saturating_sub(offset));
-        let more = entries.len() > limit;
-        let page = &entries[entries.len().saturating_sub(limit)..];
+        let fits = entries.len() - page_start(&entries, room);
+        let page = &entries[entries.len().saturating_sub(limit.min(fits))..];
+        let more = page.len() < entries.len();
         let next = page.first().filter(|_| more).map(|entry| entry.position.to_string());
         let events: Vec<Value> = page.iter().flat_map(|entry| events_of(entry, room)).collect();
         Ok(json!({ "room": room.name(), "events": events, "more": more, "before": next }))
     }
 
-    /// Adds the latest events of a room that was just joined, where the tenant wants it and the grant allows.
+    /// Adds the latest events up to the join of a room that was just joined, where the tenant wants it and the
+    /// grant allows. What comes after the join is delivered live; a page that cannot be had hinders no join.
     pub(super) async fn with_history(
         &self,
         tenant: &LiveTenant,
         index: usize,
         room: &Room,
+        joined: Option<Position>,
         mut answer: Answer,
-    ) -> Result<Answer, Refusal> {
+    ) -> Answer {
         let count = tenant.tenant.history_on_join;
         let allowed = self.connections[index].local.grants.lock().get(room).is_some_and(|grant| grant.history);
         if count > 0 && allowed {
-            let page = self.page(tenant, room, None, 0, count.min(HISTORY_LIMIT_MAX)).await?;
-            answer.events.push(("history", Payload::one(&page)));
+            match self.page(tenant, room, joined.map(Position::next), 0, count.min(HISTORY_LIMIT_MAX)).await {
+                Ok(page) => answer.events.push(("history", Payload::one(&page))),
+                Err(refusal) => {
+                    tracing::warn!(tenant = %tenant.tenant.id, code = refusal.code, "no history on joining")
+                }
+            }
         }
-        Ok(answer)
+        answer
     }
 
     pub(super) async fn presence(
@@ -124,13 +133,28 @@ impl Session {
     }
 }
 
-/// The publications of an entry to a room, as clients see them.
-fn events_of(entry: &Entry, room: &Room) -> Vec<Value> {
-    let publications = entry.effects.iter().filter_map(|effect| match effect {
+/// The first of the latest entries that fit on a page together.
+fn page_start(entries: &[Arc<Entry>], room: &Room) -> usize {
+    let mut bytes = 0;
+    for (index, entry) in entries.iter().enumerate().rev() {
+        bytes += publications(entry, room).map(|publication| publication.data.args.len()).sum::<usize>();
+        if bytes > HISTORY_BYTES_MAX {
+            return (index + 1).min(entries.len() - 1);
+        }
+    }
+    0
+}
+
+fn publications<'a>(entry: &'a Entry, room: &'a Room) -> impl Iterator<Item = &'a Publication> {
+    entry.effects.iter().filter_map(move |effect| match effect {
         Effect::Publish(publication) if publication.room == *room => Some(publication),
         _ => None,
-    });
-    publications
+    })
+}
+
+/// The publications of an entry to a room, as clients see them.
+fn events_of(entry: &Entry, room: &Room) -> Vec<Value> {
+    publications(entry, room)
         .map(|publication| {
             let args: Vec<&RawValue> = serde_json::from_str(&publication.data.args).unwrap_or_default();
             let mut event = json!({ "event": &*publication.event, "pos": entry.position.to_string(), "at": entry.at });

@@ -1,27 +1,35 @@
 //! Coming back: exactly what was missed, or the word that it cannot be had.
 
+mod replay;
+
 use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Answer, Session, argument, invalid};
-use crate::commit::{Cursor, Effect, Entry, Position, SessionRecord};
-use crate::engine::Range;
+use crate::commit::{Cursor, Entry, Position, SessionRecord};
+use crate::engine::{EngineError, Range};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
 use crate::session::language::Language;
+use replay::Replay;
+
+/// Entries read at once.
+const ENTRIES_PER_PAGE: usize = 500;
 
 /// Entries that one resume reads at most; a client that missed more starts anew.
 const ENTRIES_MAX: usize = 20_000;
-/// Entries read at once.
-const ENTRIES_PER_PAGE: usize = 500;
 
 #[derive(Deserialize)]
 struct ResumeArgument {
     session: String,
     pos: String,
+}
+
+fn unavailable(error: EngineError) -> Refusal {
+    Refusal::new("engine_unavailable", error.to_string())
 }
 
 impl Session {
@@ -38,8 +46,13 @@ impl Session {
         }
         let wanted: ResumeArgument = argument(data)?;
         let since = Cursor::parse(&wanted.pos).ok_or_else(|| invalid("pos is the `pos` of the last event received"))?;
-        let record = self.session_record(tenant, index, &wanted.session).await?;
-        let Some(record) = record else {
+        if std::mem::replace(&mut self.connections[index].resumed, true) {
+            return Err(invalid("a connection resumes once, before anything else"));
+        }
+        if *self.connections[index].session == *wanted.session {
+            return Err(invalid("this is the session of this very connection"));
+        }
+        let Some(record) = self.session_record(tenant, index, &wanted.session).await? else {
             return Ok(not_recovered("the session is not known any more"));
         };
         self.outbox.hold();
@@ -54,12 +67,7 @@ impl Session {
         index: usize,
         session: &str,
     ) -> Result<Option<SessionRecord>, Refusal> {
-        let record = self
-            .gateway
-            .engine
-            .session(&tenant.tenant.id, session)
-            .await
-            .map_err(|error| Refusal::new("engine_unavailable", error.to_string()))?;
+        let record = self.gateway.engine.session(&tenant.tenant.id, session).await.map_err(unavailable)?;
         let client = &self.connections[index].client;
         Ok(record.filter(|record| record.subject == client.identity.subject && record.namespace == client.namespace))
     }
@@ -71,38 +79,39 @@ impl Session {
         record: &SessionRecord,
         since: Cursor,
     ) -> Result<Answer, Refusal> {
-        let wanted: Vec<_> = record.rooms.keys().map(|room| (room.clone(), None)).collect();
-        let decided = self.join_all(tenant, index, &wanted).await?;
-        let joined: Vec<Room> = decided.joined.iter().map(|(room, _)| room.clone()).collect();
-        // Live delivery starts right after this entry; up to it the log is read.
+        let already: Vec<Room> = self.connections[index].local.grants.lock().keys().cloned().collect();
+        let wanted: Vec<_> =
+            record.rooms.keys().filter(|room| !already.contains(room)).map(|room| (room.clone(), None)).collect();
+        let decided = self.join_all(tenant, index, &wanted, Some(&record.session)).await?;
+        // Live delivery of the rooms joined now starts right after this entry; up to it the log is read.
         let until = match decided.position {
             Some(position) => position,
-            None => tenant
-                .rooms(&self.gateway)
-                .await
-                .map_err(|error| Refusal::new("engine_unavailable", error.to_string()))?
-                .position(),
+            None => tenant.rooms(&self.gateway).await.map_err(unavailable)?.position(),
         };
         let Some(missed) = self.missed(tenant, since, until).await? else {
             return Ok(not_recovered("the log does not reach back to this position"));
         };
         let connection = &self.connections[index];
-        let client = &connection.client;
-        let own = [
-            Room::connection(&client.namespace, &record.connection),
-            Room::user(&client.namespace, &client.identity.subject),
-            Room::everyone(&client.namespace),
-        ];
-        let mut delivered = 0_usize;
-        for entry in &missed {
-            // What came to its own rooms since it arrived has reached it already.
-            let own: &[Room] = if connection.arrived.is_some_and(|at| entry.position <= at) { &own } else { &[] };
-            delivered += self.deliver_missed(entry, &joined, own, since, record);
+        let joined = decided.joined.iter().map(|(room, _)| room.clone());
+        let held = already.into_iter().filter(|room| record.rooms.contains_key(room));
+        let replay = Replay::new(record, since, joined.collect(), held.collect(), connection.arrived.unwrap_or(until));
+        let event = self.language.dialect().event;
+        let frames: Vec<_> =
+            replay.publications(&missed).map(|(publication, cursor)| event(publication, Some(cursor))).collect();
+        let limits = &tenant.tenant.limits;
+        let bytes: usize = frames.iter().map(bytes::Bytes::len).sum();
+        if frames.len() > limits.outbox_messages / 2 || bytes > limits.outbox_bytes / 2 {
+            return Ok(not_recovered("more was missed than fits the outbox (setting limits.outbox_bytes)"));
         }
-        let names: Vec<_> = joined.iter().map(Room::name).collect();
+        let count = frames.len();
+        for frame in frames {
+            self.outbox.push_before_held(frame);
+        }
+        let names: Vec<_> =
+            record.rooms.keys().filter(|room| !is_refused(&decided.refused, room)).map(Room::name).collect();
         let refused: Vec<_> = decided.refused.iter().map(|(room, _)| room.name()).collect();
         Ok(Answer::ack(&json!({
-            "recovered": true, "rooms": names, "refused": refused, "missed": delivered, "pos": until.to_string(),
+            "recovered": true, "rooms": names, "refused": refused, "missed": count, "pos": until.to_string(),
         })))
     }
 
@@ -113,6 +122,9 @@ impl Session {
         since: Cursor,
         until: Position,
     ) -> Result<Option<Vec<Arc<Entry>>>, Refusal> {
+        if since.position.epoch != until.epoch || since.position > until {
+            return Ok(None);
+        }
         let mut after = since.position;
         if since.part.is_some() {
             after.seq = after.seq.saturating_sub(1);
@@ -120,50 +132,20 @@ impl Session {
         let mut missed = Vec::new();
         while after < until {
             let range = self.gateway.engine.range(&tenant.tenant.id, after, ENTRIES_PER_PAGE).await;
-            let page = match range.map_err(|error| Refusal::new("engine_unavailable", error.to_string()))? {
-                Range::Entries(page) => page,
-                Range::Gone => return Ok(None),
-            };
-            let Some(last) = page.last() else { return Ok((after >= until).then_some(missed)) };
+            let Range::Entries(page) = range.map_err(unavailable)? else { return Ok(None) };
+            let Some(last) = page.last() else { return Ok(None) };
             after = last.position;
             missed.extend(page.into_iter().filter(|entry| entry.position <= until));
             if missed.len() > ENTRIES_MAX {
                 return Ok(None);
             }
         }
-        Ok((since.position.epoch == until.epoch).then_some(missed))
+        Ok(Some(missed))
     }
+}
 
-    fn deliver_missed(
-        &self,
-        entry: &Entry,
-        joined: &[Room],
-        own: &[Room],
-        since: Cursor,
-        record: &SessionRecord,
-    ) -> usize {
-        let publications: Vec<_> = entry
-            .effects
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::Publish(publication) => Some(publication),
-                _ => None,
-            })
-            .collect();
-        let mut delivered = 0;
-        for (number, publication) in publications.iter().enumerate() {
-            let seen = entry.position == since.position && since.part.is_some_and(|part| number <= part);
-            let sender = publication.except.as_ref() == Some(&record.connection);
-            if seen || sender || !(joined.contains(&publication.room) || own.contains(&publication.room)) {
-                continue;
-            }
-            let part = (number + 1 < publications.len()).then_some(number);
-            let cursor = Cursor { position: entry.position, part };
-            self.outbox.push_before_held((self.language.dialect().event)(publication, Some(cursor)));
-            delivered += 1;
-        }
-        delivered
-    }
+fn is_refused(refused: &[(Room, Refusal)], room: &Room) -> bool {
+    refused.iter().any(|(refused, _)| refused == room)
 }
 
 fn not_recovered(reason: &str) -> Answer {

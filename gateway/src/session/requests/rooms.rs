@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, Session, argument, invalid};
-use crate::commit::{Commit, CommitId, Effect, Who};
+use crate::commit::{Commit, CommitId, Effect, Position, Who};
 use crate::decision::{Decided, Input};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
@@ -96,8 +96,9 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         let wanted: RoomArgument = argument(data)?;
         self.same_user(index, wanted.user_id.as_ref())?;
-        let room = self.join_one(tenant, index, &wanted.name()?, data).await?;
-        self.with_history(tenant, index, &room, Answer::also("room_joined", &room_data(&room))).await
+        let (room, joined) = self.join_one(tenant, index, &wanted.name()?, data).await?;
+        let answer = Answer::also("room_joined", &room_data(&room));
+        Ok(self.with_history(tenant, index, &room, joined, answer).await)
     }
 
     pub(super) async fn join_channel(
@@ -108,10 +109,11 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         let wanted: ChannelArgument = argument(data)?;
         let name = format!("channel:{}", id_text(&wanted.channel_id)?);
-        let room = self.join_one(tenant, index, &name, data).await?;
+        let (room, position) = self.join_one(tenant, index, &name, data).await?;
         let mut joined = room_data(&room);
         joined["channelId"] = wanted.channel_id;
-        self.with_history(tenant, index, &room, Answer::also("joined_channel", &joined)).await
+        let answer = Answer::also("joined_channel", &joined);
+        Ok(self.with_history(tenant, index, &room, position, answer).await)
     }
 
     pub(super) async fn leave_room(
@@ -151,7 +153,7 @@ impl Session {
                 Err(refusal) => refused.push((name, refusal)),
             }
         }
-        let decided = self.join_all(tenant, index, &wanted).await?;
+        let decided = self.join_all(tenant, index, &wanted, None).await?;
         let channels: Vec<_> = decided.joined.iter().map(|(room, _)| room.name()).collect();
         refused.extend(decided.refused.iter().map(|(room, refusal)| (room.name().to_owned(), refusal.clone())));
         let refused: Vec<_> = refused
@@ -187,12 +189,12 @@ impl Session {
         index: usize,
         name: &str,
         data: &Payload,
-    ) -> Result<Room, Refusal> {
+    ) -> Result<(Room, Option<Position>), Refusal> {
         let room = room_in(&self.connections[index].local.namespace, name)?;
-        let mut decided = self.join_all(tenant, index, &[(room.clone(), Some(data.clone()))]).await?;
+        let mut decided = self.join_all(tenant, index, &[(room.clone(), Some(data.clone()))], None).await?;
         match decided.refused.pop() {
             Some((_, refusal)) => Err(refusal),
-            None => Ok(room),
+            None => Ok((room, decided.position)),
         }
     }
 
@@ -201,6 +203,7 @@ impl Session {
         tenant: &Arc<LiveTenant>,
         index: usize,
         wanted: &[(Room, Option<Payload>)],
+        resumed: Option<&str>,
     ) -> Result<Decided, Refusal> {
         let connection = &self.connections[index];
         let max = tenant.tenant.limits.rooms_per_connection;
@@ -214,7 +217,12 @@ impl Session {
             );
             return Err(Refusal::new("room_limit", text));
         }
-        let input = Input::Join { who: &connection.client, wanted, session: connection.record() };
+        let input = Input::Join {
+            who: &connection.client,
+            wanted,
+            resumed,
+            session: connection.record(tenant.tenant.limits.recovery_window_ms),
+        };
         let pipeline = tenant.pipeline.load_full();
         let decided = tenant.decisions.run(&pipeline, input).await.map_err(crate::decision::Undecided::into_refusal)?;
         applied(&self.gateway, tenant, &decided).await;
@@ -235,7 +243,7 @@ impl Session {
         }
         let who = Who::Connection(connection.client.connection.clone());
         let effects = rooms.iter().map(|room| Effect::Leave { who: who.clone(), room: room.clone() }).collect();
-        let mut record = connection.record();
+        let mut record = connection.record(tenant.tenant.limits.recovery_window_ms);
         record.rooms.retain(|room, _| !rooms.contains(room));
         let commit = Commit { effects, session: Some(record), ..Commit::new(CommitId::random()) };
         let position =

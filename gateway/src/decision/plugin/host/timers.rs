@@ -11,6 +11,9 @@ const AFTER_MS_MAX: Millis = 366 * 24 * 3_600 * 1_000;
 
 fn key(call: &Call, name: &str) -> Result<TimerKey, Rejection> {
     check_name("a timer's name", name, NAME_BYTES_MAX)?;
+    if name.starts_with('/') {
+        return Err(Rejection::Invalid("timers whose names start with `/` are the gateway's own".into()));
+    }
     Ok(TimerKey { plugin: call.plugin.clone(), name: name.into() })
 }
 

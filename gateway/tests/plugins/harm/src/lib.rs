@@ -8,7 +8,7 @@ mod bindings {
             package postern:harm;
             world harm {
                 include postern:plugin/authorizer@0.1.0;
-                include postern:plugin/timed-handler@0.1.0;
+                include postern:plugin/full-handler@0.1.0;
             }
         ",
         path: "../../../../wit",
@@ -25,7 +25,7 @@ use std::hint::black_box;
 use bindings::exports::postern::plugin::authorization::{Admission, Membership};
 use bindings::exports::postern::plugin::events::Event;
 use bindings::exports::postern::plugin::timer_events::Timer;
-use bindings::exports::postern::plugin::{authorization, describe, events, timer_events};
+use bindings::exports::postern::plugin::{authorization, connection_events, describe, events, timer_events};
 use bindings::postern::plugin::types::{Client, Failure, Grant, HostError, Payload, Refusal};
 use bindings::postern::plugin::{log, rooms, state, timers};
 use orders::Order;
@@ -71,6 +71,23 @@ impl authorization::Guest for Plugin {
             _ => Ok(Admission { grant: FULL, cache_for: 0 }),
         }
     }
+}
+
+impl connection_events::Guest for Plugin {
+    fn connected(who: Client, handshake: String) -> Result<(), Failure> {
+        let handshake: Value = serde_json::from_str(&handshake).map_err(|error| Failure::Fatal(error.to_string()))?;
+        tell("came", &json!({ "subject": who.subject, "address": handshake["address"] }))
+    }
+
+    fn disconnected(who: Client, reason: String) -> Result<(), Failure> {
+        tell("went", &json!({ "subject": who.subject, "reason": reason }))
+    }
+}
+
+/// Tells whoever watches the comings and goings.
+fn tell(event: &str, data: &Value) -> Result<(), Failure> {
+    let payload = Payload { args: json!([data]).to_string(), attachments: Vec::new() };
+    rooms::publish("watch:1", event, &payload).map_err(|error| Failure::Fatal(format!("{error:?}")))
 }
 
 impl events::Guest for Plugin {
