@@ -1,6 +1,6 @@
 // A guard's terminal over the plain JSON protocol: registers a visitor and waits for the decision.
 // Run (once: npm install), with the gateway of `make demo` running and a token of your own:
-//   TOKEN=$(postern token --tenant green-valley --sub guard-1 --claim role=guard --claim society_id=green-valley) node plain-websocket.mjs "Meera Nair"
+//   TOKEN=$(target/debug/postern token --tenants examples/tenants --tenant green-valley --sub guard-1 --claim role=guard --claim society_id=green-valley) node examples/clients/plain-websocket.mjs "Meera Nair"
 
 import WebSocket from 'ws';
 

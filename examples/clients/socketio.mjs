@@ -1,6 +1,6 @@
 // A resident's app: waits for visitors at the gate of flat A-101 and lets everyone in.
 // Run (once: npm install), with the gateway of `make demo` running and a token of your own:
-//   TOKEN=$(postern token --tenant green-valley --sub asha --claim role=resident --claim 'flats=["A-101"]') node socketio.mjs
+//   TOKEN=$(target/debug/postern token --tenants examples/tenants --tenant green-valley --sub asha --claim role=resident --claim 'flats=["A-101"]') node examples/clients/socketio.mjs
 
 import { io } from 'socket.io-client';
 

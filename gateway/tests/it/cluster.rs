@@ -54,24 +54,9 @@ fn members_on_different_nodes_see_one_order_and_each_other() {
         ws.request(name, "join_room", json!({ "room": "r:1" }));
     }
     assert_eq!(ws.request("a", "presence", json!({ "room": "r:1" }))["users"], json!(["a", "b"]));
-    for n in 0..100 {
-        for name in names {
-            let event =
-                json!({ "event": "publish", "data": { "room": "r:1", "event": "n", "data": format!("{name}{n}") } });
-            ws.tell(json!({ "do": "send", "name": name, "json": event }));
-        }
-    }
-    for name in names {
-        for who in names {
-            ws.message(name, json!({ "event": "n", "data": format!("{who}99") }));
-        }
-    }
-    let order = |name| {
-        let seen = ws.all(&json!({ "what": "message", "name": name, "json": { "event": "n" } }));
-        seen.iter().map(|message| (message["json"]["pos"].clone(), message["json"]["data"].clone())).collect::<Vec<_>>()
-    };
-    assert_eq!(order("a").len(), 200);
-    assert!(order("a") == order("b"), "the nodes disagree on the order");
+    ws.publish_at_once(&names, "r:1", 100);
+    assert_eq!(ws.order("a").len(), 200);
+    assert!(ws.order("a") == ws.order("b"), "the nodes disagree on the order");
 }
 
 #[test]

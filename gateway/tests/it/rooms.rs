@@ -91,27 +91,13 @@ fn every_member_sees_the_events_of_a_room_in_one_order() {
         ws.join_ws(&node, name, "one", &token("one", name, json!({})));
         ws.request(name, "join_room", json!({ "room": "r:1" }));
     }
-    for n in 0..100 {
-        for name in names {
-            let event =
-                json!({ "event": "publish", "data": { "room": "r:1", "event": "n", "data": format!("{name}{n}") } });
-            ws.tell(json!({ "do": "send", "name": name, "json": event }));
-        }
-    }
-    for name in names {
-        for who in names {
-            ws.message(name, json!({ "event": "n", "data": format!("{who}99") }));
-        }
-    }
-    let order = |name| {
-        let seen = ws.all(&json!({ "what": "message", "name": name, "json": { "event": "n" } }));
-        seen.iter().map(|message| message["json"]["data"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
-    };
-    let first = order("a");
+    ws.publish_at_once(&names, "r:1", 100);
+    let first = ws.order("a");
     assert_eq!(first.len(), 300);
-    assert!(order("b") == first && order("c") == first, "members saw different orders");
+    assert!(ws.order("b") == first && ws.order("c") == first, "members saw different orders");
     for name in names {
-        let own: Vec<_> = first.iter().filter(|said| said.starts_with(name)).cloned().collect();
+        let said = first.iter().map(|(_, data)| data.as_str().unwrap());
+        let own: Vec<_> = said.filter(|said| said.starts_with(name)).collect();
         assert_eq!(
             own,
             (0..100).map(|n| format!("{name}{n}")).collect::<Vec<_>>(),

@@ -163,6 +163,28 @@ impl Clients {
         self.expect(json!({ "what": "message", "name": name, "json": wanted }))["json"].clone()
     }
 
+    /// Has plain WebSocket clients publish `count` events `n` each to a room that all are in, as fast as they
+    /// can, and waits until every one has received all.
+    pub(crate) fn publish_at_once(&mut self, names: &[&str], room: &str, count: usize) {
+        for n in 0..count {
+            for name in names {
+                let data = json!({ "room": room, "event": "n", "data": format!("{name}{n}") });
+                self.tell(json!({ "do": "send", "name": name, "json": { "event": "publish", "data": data } }));
+            }
+        }
+        for name in names {
+            for who in names {
+                self.message(name, json!({ "event": "n", "data": format!("{who}{}", count - 1) }));
+            }
+        }
+    }
+
+    /// The positions and data of the events `n` that a client received, in its order.
+    pub(crate) fn order(&self, name: &str) -> Vec<(Value, Value)> {
+        let seen = self.all(&json!({ "what": "message", "name": name, "json": { "event": "n" } }));
+        seen.into_iter().map(|message| (message["json"]["pos"].clone(), message["json"]["data"].clone())).collect()
+    }
+
     /// Waits for the end of a plain WebSocket client's connection: code and reason.
     pub(crate) fn closed(&mut self, name: &str) -> (u64, String) {
         let closed = self.expect(json!({ "what": "closed", "name": name }));
