@@ -7,8 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 
+pub mod arguments;
+
 /// The longest event name, in bytes.
 pub const EVENT_NAME_BYTES_MAX: usize = 128;
+
+/// Names that Socket.IO clients raise themselves: an event so named would look like the
+/// connection's own, and their parser drops the connection when it meets one on the wire.
+pub const RESERVED_EVENT_NAMES: [&str; 6] =
+    ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Events that only the gateway says: whoever publishes without a handler may not.
 pub const GATEWAY_EVENTS: [&str; 6] =
@@ -48,6 +55,28 @@ impl Payload {
     }
 }
 
+/// Why a text cannot name an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Longer than [`EVENT_NAME_BYTES_MAX`].
+    #[error("an event name has at most {EVENT_NAME_BYTES_MAX} bytes, this one has {0}")]
+    TooLong(usize),
+    /// One of [`RESERVED_EVENT_NAMES`].
+    #[error("the event name `{0}` is reserved")]
+    Reserved(&'static str),
+}
+
+/// Checks that events may have this name: in both protocols, because their clients meet in the same rooms.
+pub fn check_event_name(name: &str) -> Result<(), NameError> {
+    if name.len() > EVENT_NAME_BYTES_MAX {
+        return Err(NameError::TooLong(name.len()));
+    }
+    match RESERVED_EVENT_NAMES.iter().find(|reserved| **reserved == name) {
+        Some(reserved) => Err(NameError::Reserved(reserved)),
+        None => Ok(()),
+    }
+}
+
 /// One event on its way to a decision.
 #[derive(Debug, Clone)]
 pub struct Event {
@@ -77,5 +106,24 @@ impl Refusal {
     /// A refusal without advice on when to come back.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Refusal {
         Refusal { code: code.into(), message: message.into(), retry_after_ms: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_and_long_event_names_are_refused() {
+        for reserved in RESERVED_EVENT_NAMES {
+            assert_eq!(check_event_name(reserved), Err(NameError::Reserved(reserved)));
+        }
+        assert_eq!(check_event_name(&"é".repeat(64)), Ok(()));
+        assert_eq!(check_event_name(&"x".repeat(129)), Err(NameError::TooLong(129)));
+        assert_eq!(
+            NameError::TooLong(129).to_string(),
+            "an event name has at most 128 bytes, this one has 129",
+            "the message names the limit and the value"
+        );
     }
 }

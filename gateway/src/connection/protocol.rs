@@ -8,20 +8,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::event::{EVENT_NAME_BYTES_MAX, Payload};
+use crate::event::Payload;
+pub use crate::event::{NameError, arguments, check_event_name};
 
-pub mod arguments;
 pub mod engineio;
 pub mod json;
 pub mod socketio;
 
 /// The longest namespace, in bytes, its `/` included and its query not.
 pub const NAMESPACE_BYTES_MAX: usize = 128;
-
-/// Names that Socket.IO clients raise themselves: an event so named would look like the
-/// connection's own, and their parser drops the connection when it meets one on the wire.
-pub const RESERVED_EVENT_NAMES: [&str; 6] =
-    ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Names a question that wants an answer; chosen by who asks, unique to its connection and namespace.
 pub type AckId = u64;
@@ -81,17 +76,6 @@ pub enum Input {
     Close,
 }
 
-/// Why a text cannot name an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NameError {
-    /// Longer than [`EVENT_NAME_BYTES_MAX`].
-    #[error("an event name has at most {EVENT_NAME_BYTES_MAX} bytes, this one has {0}")]
-    TooLong(usize),
-    /// One of [`RESERVED_EVENT_NAMES`].
-    #[error("the event name `{0}` is reserved")]
-    Reserved(&'static str),
-}
-
 /// Why a text is not a namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NamespaceError {
@@ -104,17 +88,6 @@ pub enum NamespaceError {
     /// `#` parts a namespace from a room name; `,` ends a namespace in a Socket.IO packet.
     #[error("a namespace must not contain `#`, `,` or control characters")]
     Character,
-}
-
-/// Checks that events may have this name: in both protocols, because their clients meet in the same rooms.
-pub fn check_event_name(name: &str) -> Result<(), NameError> {
-    if name.len() > EVENT_NAME_BYTES_MAX {
-        return Err(NameError::TooLong(name.len()));
-    }
-    match RESERVED_EVENT_NAMES.iter().find(|reserved| **reserved == name) {
-        Some(reserved) => Err(NameError::Reserved(reserved)),
-        None => Ok(()),
-    }
 }
 
 /// Reads a namespace as a client writes it: a query after `?` is dropped.
@@ -166,20 +139,6 @@ fn push_number(out: &mut String, number: u64) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn reserved_and_long_event_names_are_refused() {
-        for reserved in RESERVED_EVENT_NAMES {
-            assert_eq!(check_event_name(reserved), Err(NameError::Reserved(reserved)));
-        }
-        assert_eq!(check_event_name(&"é".repeat(64)), Ok(()));
-        assert_eq!(check_event_name(&"x".repeat(129)), Err(NameError::TooLong(129)));
-        assert_eq!(
-            NameError::TooLong(129).to_string(),
-            "an event name has at most 128 bytes, this one has 129",
-            "the message names the limit and the value"
-        );
-    }
 
     #[test]
     fn namespaces_lose_their_query_and_cannot_be_mistaken_for_rooms() {

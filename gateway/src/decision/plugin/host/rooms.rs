@@ -1,22 +1,15 @@
 //! `rooms`: everything that a handler can do to other clients.
 
-use super::{Call, Rejection, check_name, json};
+use super::{Call, Rejection, check_name};
 use crate::client::ConnectionId;
 use crate::commit::{Effect, Grant, Who};
 use crate::decision::plugin::failure::{MESSAGE_BYTES_MAX, REFUSAL_CODE_BYTES_MAX, tame};
 use crate::decision::plugin::transaction::publication;
-use crate::event::{EVENT_NAME_BYTES_MAX, Payload, Refusal};
+use crate::event::{EVENT_NAME_BYTES_MAX, Payload, Refusal, arguments, check_event_name};
 use crate::room::Room;
-
-/// The most attachments of one payload.
-const ATTACHMENTS_MAX: usize = 64;
 
 /// The longest connection id, in bytes.
 const CONNECTION_BYTES_MAX: usize = 64;
-
-/// Names that mean something to Socket.IO clients themselves.
-const RESERVED_EVENTS: [&str; 6] =
-    ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// A payload as a component hands it over.
 pub(in super::super) struct RawPayload {
@@ -37,21 +30,14 @@ fn room(name: &str) -> Result<Room, Rejection> {
 
 fn event_name(name: &str) -> Result<(), Rejection> {
     check_name("an event's name", name, EVENT_NAME_BYTES_MAX)?;
-    if RESERVED_EVENTS.contains(&name) {
-        return Err(Rejection::Invalid(format!("`{name}` is an event of Socket.IO itself")));
-    }
-    Ok(())
+    check_event_name(name).map_err(|error| Rejection::Invalid(error.to_string()))
 }
 
 /// Counts and checks a payload.
 fn payload(call: &mut Call, raw: RawPayload) -> Result<Payload, Rejection> {
     let bytes = raw.args.len() + raw.attachments.iter().map(Vec::len).sum::<usize>();
     call.work.hand_over(bytes)?;
-    if raw.attachments.len() > ATTACHMENTS_MAX {
-        let count = raw.attachments.len();
-        return Err(Rejection::Invalid(format!("a payload has at most {ATTACHMENTS_MAX} attachments, not {count}")));
-    }
-    json::check_args(&raw.args, raw.attachments.len()).map_err(Rejection::Invalid)?;
+    arguments::check(&raw.args, raw.attachments.len()).map_err(|error| Rejection::Invalid(error.to_string()))?;
     // Line breaks between values are valid JSON, but separate messages on the wire.
     let args = if raw.args.contains(['\n', '\r']) { raw.args.replace(['\n', '\r'], " ") } else { raw.args };
     Ok(Payload { args: args.into(), attachments: raw.attachments.into_iter().map(Into::into).collect() })

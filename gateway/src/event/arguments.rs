@@ -44,7 +44,7 @@ pub fn check(args: &str, attachments: usize) -> Result<(), ArgumentsError> {
 }
 
 /// As [`check`], for a text that is known to be a JSON array.
-pub(super) fn check_valid(args: &str, attachments: usize) -> Result<(), ArgumentsError> {
+pub(crate) fn check_valid(args: &str, attachments: usize) -> Result<(), ArgumentsError> {
     if attachments > ATTACHMENTS_MAX {
         return Err(ArgumentsError::TooManyAttachments(attachments));
     }
@@ -55,15 +55,15 @@ pub(super) fn check_valid(args: &str, attachments: usize) -> Result<(), Argument
 
 /// The ends of a JSON array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Elements<'a> {
+pub(crate) struct Elements<'a> {
     /// The text of the first element.
-    pub(super) first: Option<&'a str>,
+    pub(crate) first: Option<&'a str>,
     /// Are there others?
-    pub(super) more: bool,
+    pub(crate) more: bool,
 }
 
 /// Reads a whole JSON array, of which only the first element is wanted.
-pub(super) fn elements(array: &str) -> Result<Elements<'_>, ArgumentsError> {
+pub(crate) fn elements(array: &str) -> Result<Elements<'_>, ArgumentsError> {
     let mut json = serde_json::Deserializer::from_str(array);
     let elements = json.deserialize_seq(ElementsVisitor).map_err(|error| {
         // Only a syntax error's text is free of what the client sent.
@@ -93,13 +93,13 @@ impl<'de> Visitor<'de> for ElementsVisitor {
 }
 
 /// What stands between the brackets of a JSON array.
-pub(super) fn inside(array: &str) -> &str {
+pub(crate) fn inside(array: &str) -> &str {
     let array = array.trim();
     array.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(array)
 }
 
 /// A JSON array from its first element on, or from its end if it has none.
-pub(super) fn inside_start(array: &str) -> &str {
+pub(crate) fn inside_start(array: &str) -> &str {
     let array = array.trim_ascii_start();
     array.strip_prefix('[').unwrap_or(array).trim_ascii_start()
 }
