@@ -2,15 +2,53 @@
 
 use std::fmt::Write as _;
 
-use crate::config::{self, Config, Environment, Flags, Mistakes, role_name};
-use crate::tenant::{Role, Tenant};
+use super::plugin_build::contract;
+use crate::config::{self, Config, Environment, Flags, Mistake, Mistakes, Place, role_name};
+use crate::tenant::{PluginSettings, Role, Tenant};
 
 /// Checks everything and says what is there.
 ///
 /// # Errors
 /// All mistakes.
 pub fn check(flags: &Flags, env: &dyn Environment) -> Result<String, Mistakes> {
-    config::load(flags, env).map(|config| summary(&config))
+    let config = config::load(flags, env)?;
+    let mut mistakes = Vec::new();
+    for tenant in &config.tenants {
+        for plugin in &tenant.plugins {
+            let problems = problems(plugin);
+            mistakes
+                .extend(problems.into_iter().map(|problem| Mistake { place: place(&config, tenant, plugin), problem }));
+        }
+    }
+    if mistakes.is_empty() { Ok(summary(&config)) } else { Err(Mistakes(mistakes)) }
+}
+
+fn place(config: &Config, tenant: &Tenant, plugin: &PluginSettings) -> Place {
+    let file = config.tenants_dir.join(format!("{}.toml", tenant.id));
+    let key = format!("plugins.{}.component ({})", plugin.name, plugin.component.display());
+    Place { source: file.display().to_string().into(), line: None, key }
+}
+
+/// Does the component keep the contract, and have what its role needs?
+fn problems(plugin: &PluginSettings) -> Vec<String> {
+    let bytes = match std::fs::read(&plugin.component) {
+        Ok(bytes) => bytes,
+        Err(error) => return vec![error.to_string()],
+    };
+    let exports = match contract::check(&bytes) {
+        Ok(shape) => shape.exports,
+        Err(differences) => return differences,
+    };
+    let needed: &[&str] = match plugin.role {
+        Role::Authorizer => &["authorization"],
+        Role::Router => &["routing"],
+        Role::Handler => &["events", "timer-events", "connection-events"],
+    };
+    let has = |interface: &&str| exports.iter().any(|export| export.contains(&format!("/{interface}@")));
+    if needed.iter().any(has) {
+        return Vec::new();
+    }
+    vec![format!("as {} it must export one of {needed:?}, and exports {exports:?}", role_name(plugin.role))]
 }
 
 fn summary(config: &Config) -> String {

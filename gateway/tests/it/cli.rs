@@ -77,6 +77,26 @@ fn check_reports_all_mistakes_at_once_with_file_and_key() {
 }
 
 #[test]
+fn check_holds_components_against_the_contract_and_their_roles() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, good) = open("good", "");
+    let authorizer = crate::support::components().join("room-authorization.wasm");
+    let bench = crate::support::components().join("bench.wasm");
+    let wrong_role = good.replace(bench.to_str().unwrap(), authorizer.to_str().unwrap());
+    std::fs::write(dir.path().join("good.toml"), wrong_role).unwrap();
+    std::fs::write(dir.path().join("broken.wasm"), b"\0asm\x01\0\0\0").unwrap();
+    let core = open("core", "").1.replace(bench.to_str().unwrap(), "broken.wasm");
+    std::fs::write(dir.path().join("core.toml"), core).unwrap();
+    let output = postern(&["check", "--tenants", "."], dir.path());
+    let told = text(&output.stdout) + &text(&output.stderr);
+    assert!(!output.status.success(), "{told}");
+    for part in ["good.toml", "plugins.echo.component", "as handler it must export", "core.toml", "it is no component"]
+    {
+        assert!(told.contains(part), "{part} is not mentioned:\n{told}");
+    }
+}
+
+#[test]
 fn the_demo_tenants_are_sound() {
     crate::support::components();
     let output = postern(&["check", "--tenants", "examples/tenants"], &root());
