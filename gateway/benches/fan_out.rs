@@ -1,7 +1,7 @@
 //! What a delivery costs the gateway and how long it takes: one publication to the members of a room
 //! over real sockets, beside a bare server that does nothing but write the same bytes to the
 //! same number of them. And what an idle connection takes of the gateway's memory.
-//! `cargo bench --bench fan_out`.
+//! `cargo bench --bench fan_out`; with `-- 1x1000` or `-- idle` only that.
 
 #[path = "fan_out/floor.rs"]
 mod floor;
@@ -53,7 +53,9 @@ fn main() {
         return floor::serve();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    for (rooms, members) in SHAPES {
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    for (rooms, members) in SHAPES.into_iter().filter(|(rooms, members)| wanted(&format!("{rooms}x{members}"))) {
         println!("{rooms} rooms of {members}");
         let floor = Floor::start();
         let bare = LocalSet::new().block_on(&runtime, fan_out(Target::Floor(&floor), rooms, members));
@@ -64,7 +66,9 @@ fn main() {
             println!("  {pace}: {ours}\n    bare writes: {bare}\n    ratio {:.2}", ours.cpu_us / bare.cpu_us);
         }
     }
-    runtime.block_on(idle());
+    if wanted("idle") {
+        runtime.block_on(idle());
+    }
 }
 
 /// Who is measured.

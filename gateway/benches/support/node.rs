@@ -1,4 +1,5 @@
-//! `postern serve` as a process of its own, built like the benchmark, with tenants for it.
+//! `postern serve` as a process of its own, built like the benchmark, with tenants for it. To compare
+//! builds within the same minutes, `POSTERN_BENCH_BINARY` names another one.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -34,7 +35,8 @@ impl Node {
         }
         let config = dir.path().join("postern.toml");
         std::fs::write(&config, settings).expect("a configuration");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_postern"))
+        let other = std::env::var_os("POSTERN_BENCH_BINARY");
+        let mut child = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_postern").into()))
             .args(["serve", "--host", "127.0.0.1", "--port", "0", "--log", "info"])
             .arg("--config")
             .arg(&config)

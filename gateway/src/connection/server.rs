@@ -91,5 +91,6 @@ async fn serve_one<S: Service>(stream: TcpStream, peer: SocketAddr, service: Arc
 pub async fn take_stream(request: Request<Incoming>) -> Option<(TcpStream, Bytes)> {
     let upgraded = hyper::upgrade::on(request).await.ok()?;
     let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    Some((parts.io.into_inner(), parts.read_buf))
+    // A copy, nearly always of nothing: what was read holds hyper's whole buffer, 8 KiB, as long as it lives.
+    Some((parts.io.into_inner(), Bytes::copy_from_slice(&parts.read_buf)))
 }

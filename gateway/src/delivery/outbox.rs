@@ -44,6 +44,8 @@ struct State {
     /// What is delivered while the client is first given what it missed.
     held: Option<VecDeque<Bytes>>,
     socket: Arc<dyn TryWrite>,
+    /// Something was [pushed](Outbox::push) since the last flush.
+    unflushed: bool,
     /// The writer task holds a part of the queue: nobody else may write.
     writing: bool,
     end: Option<Close>,
@@ -79,6 +81,7 @@ impl Outbox {
                 bytes: 0,
                 held: None,
                 socket,
+                unflushed: false,
                 writing: false,
                 end: None,
                 limits,
@@ -92,8 +95,11 @@ impl Outbox {
 
     /// Puts complete frames behind everything that waits. What does not fit any more ends the
     /// connection as slow: a client never gets a part of what it should.
-    pub fn push(&self, frames: Bytes) {
-        self.put(frames, true);
+    ///
+    /// Answers whether it is the first push since the last flush: whoever is told so must
+    /// [`flush`](Outbox::flush), and flushes for those who push meanwhile.
+    pub fn push(&self, frames: Bytes) -> bool {
+        self.put(frames, true)
     }
 
     /// As [`push`](Outbox::push), but before what is held back.
@@ -121,10 +127,10 @@ impl Outbox {
         self.flush();
     }
 
-    fn put(&self, frames: Bytes, may_hold: bool) {
+    fn put(&self, frames: Bytes, may_hold: bool) -> bool {
         let mut state = self.state.lock();
         if state.sealed || state.end == Some(Close::Slow) {
-            return;
+            return false;
         }
         let messages = state.queue.len() + state.held.as_ref().map_or(0, VecDeque::len);
         if messages >= state.limits.messages || state.bytes + frames.len() > state.limits.bytes {
@@ -134,29 +140,25 @@ impl Outbox {
             state.bytes = state.queue.iter().map(Bytes::len).sum();
             drop(state);
             self.end(Close::Slow);
-            return;
+            return false;
         }
         state.bytes += frames.len();
         match &mut state.held {
             Some(held) if may_hold => held.push_back(frames),
             _ => state.queue.push_back(frames),
         }
+        may_hold && !std::mem::replace(&mut state.unflushed, true)
     }
 
     /// Writes what waits as far as the socket takes it; the writer does the rest.
     pub fn flush(&self) {
         let mut state = self.state.lock();
+        state.unflushed = false;
         if state.writing {
             return;
         }
         while !state.queue.is_empty() {
-            let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
-            let mut count = 0;
-            for (piece, frames) in pieces.iter_mut().zip(&state.queue) {
-                *piece = IoSlice::new(frames);
-                count += 1;
-            }
-            match state.socket.try_write(&pieces[..count]) {
+            match state.try_write() {
                 Ok(written) => state.take(written),
                 // An error shows again in the writer, which ends the connection.
                 Err(_) => {
@@ -230,6 +232,20 @@ impl Outbox {
 }
 
 impl State {
+    /// Writes from the queue's front, which is not empty, what the socket takes.
+    fn try_write(&self) -> io::Result<usize> {
+        if let (1, Some(only)) = (self.queue.len(), self.queue.front()) {
+            return self.socket.try_write(&[IoSlice::new(only)]);
+        }
+        let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
+        let mut count = 0;
+        for (piece, frames) in pieces.iter_mut().zip(&self.queue) {
+            *piece = IoSlice::new(frames);
+            count += 1;
+        }
+        self.socket.try_write(&pieces[..count])
+    }
+
     fn take(&mut self, mut written: usize) {
         self.bytes -= written.min(self.bytes);
         while written > 0 {
@@ -323,6 +339,21 @@ mod tests {
         assert_eq!(outbox.ended().await, Close::Slow);
         outbox.push(Bytes::from_static(b"x"));
         assert_eq!(outbox.waiting_bytes(), 0);
+    }
+
+    #[test]
+    fn only_the_first_to_push_since_a_flush_has_to_flush() {
+        let (outbox, socket) = outbox(1000, WIDE);
+        assert!(outbox.push(Bytes::from_static(b"one ")));
+        assert!(!outbox.push(Bytes::from_static(b"two ")));
+        // Whoever flushes at once does not take the duty from anybody.
+        outbox.push_before_held(Bytes::from_static(b"three "));
+        outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"one two three ");
+        outbox.push_before_held(Bytes::from_static(b"four "));
+        assert!(outbox.push(Bytes::from_static(b"five")));
+        outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"one two three four five");
     }
 
     #[test]

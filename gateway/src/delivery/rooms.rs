@@ -196,7 +196,6 @@ struct State {
     rooms: HashMap<Room, HashMap<ConnectionId, Arc<Local>>>,
     /// Outboxes with something to flush at the end of the batch.
     touched: Vec<Arc<Outbox>>,
-    touched_ids: HashSet<ConnectionId>,
 }
 
 struct Member {
@@ -316,16 +315,18 @@ impl State {
 
     fn publish(&mut self, publication: &Publication, cursor: Option<Cursor>) {
         let Some(members) = self.rooms.get(&publication.room) else { return };
+        // Looked up once: every member's name would be a look at memory that is not at hand.
+        let except = publication.except.as_ref().and_then(|id| self.connections.get(id));
+        let except = except.map(|member| Arc::as_ptr(&member.local));
         let mut encoded: [Option<Bytes>; DIALECTS_MAX] = [const { None }; DIALECTS_MAX];
         let mut delivered = 0_u64;
-        for (id, local) in members {
-            if publication.except.as_ref() == Some(id) {
+        for local in members.values() {
+            if except == Some(Arc::as_ptr(local)) {
                 continue;
             }
             let frames = encoded[local.dialect.slot].get_or_insert_with(|| (local.dialect.event)(publication, cursor));
             delivered += 1;
-            local.outbox.push(frames.clone());
-            if self.touched_ids.insert(id.clone()) {
+            if local.outbox.push(frames.clone()) {
                 self.touched.push(local.outbox.clone());
             }
         }
@@ -340,7 +341,6 @@ impl State {
     }
 
     fn flush(&mut self) {
-        self.touched_ids.clear();
         for outbox in self.touched.drain(..) {
             outbox.flush();
         }
