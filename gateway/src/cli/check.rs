@@ -51,7 +51,8 @@ fn problems(plugin: &PluginSettings) -> Vec<String> {
     vec![format!("as {} it must export one of {needed:?}, and exports {exports:?}", role_name(plugin.role))]
 }
 
-fn summary(config: &Config) -> String {
+/// What the settings come to, for people.
+pub(crate) fn summary(config: &Config) -> String {
     let mut text = String::new();
     for warning in &config.warnings {
         line(&mut text, format_args!("warning: {warning}"));

@@ -361,13 +361,15 @@ fn the_examples_are_right_and_check_says_what_is_in_them() {
     let files = examples();
     let flags =
         Flags::from([("tenants", files.path("examples/tenants").display().to_string()), ("demo", "true".into())]);
-    let summary = check::check(&flags, &environment(&[])).unwrap();
+    let config = load(&flags, &environment(&[])).unwrap();
+    let summary = check::summary(&config);
     assert_says(
         &summary,
         &["all is well: 3 tenants, 5 plugins", "tenant green-valley: keys HS256", "handler visitor-approvals"],
     );
     assert!(!summary.contains("warning"), "{summary}");
-    let config = load(&flags, &environment(&[])).unwrap();
+    let told = check::check(&flags, &environment(&[])).unwrap_err().to_string();
+    assert_says(&told, &["bench.toml", "plugins.bench-handler.component", "it is no component"]);
     let bench = config.tenants.iter().find(|tenant| tenant.id.as_str() == "bench").unwrap();
     assert_eq!((bench.limits.messages_per_minute, bench.limits.connections_per_user), (None, 100_000));
 }
