@@ -104,12 +104,15 @@ impl Session {
     }
 
     /// From hello to close. Every way out is a [`Close`].
+    ///
+    /// The larger steps are boxed, here and below, where they cost more than a box: a future has room
+    /// for the largest that it may wait for, and most sessions wait for their client to say something.
     pub async fn run(mut self) -> Close {
-        let close = match self.hello().await {
+        let close = match Box::pin(self.hello()).await {
             Ok(()) => self.converse().await,
             Err(close) => close,
         };
-        self.goodbye(close).await;
+        Box::pin(self.goodbye(close)).await;
         close
     }
 
@@ -185,7 +188,7 @@ impl Session {
             match said {
                 Ok(Heard::Event { namespace, name, data, ack }) => self.on_event(&namespace, name, data, ack).await,
                 Ok(Heard::Connect { namespace, auth }) => {
-                    if let Err((close, refusal)) = self.connect(&namespace, auth.as_deref()).await {
+                    if let Err((close, refusal)) = Box::pin(self.connect(&namespace, auth.as_deref())).await {
                         // One refused namespace ends nothing else; a client without any runs into
                         // the handshake's time-out.
                         tracing::debug!(code = refusal.code, close = close.word(), "connect refused");
@@ -219,7 +222,7 @@ impl Session {
         }
         let answer = match requests::Request::of(&name) {
             Some(request) => self.answer(request, &tenant, index, &data).await,
-            None => self.decide(&tenant, index, name, data).await,
+            None => Box::pin(self.decide(&tenant, index, name, data)).await,
         };
         match answer {
             Ok(answer) => self.reply(namespace, ack, answer),
