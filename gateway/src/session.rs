@@ -122,12 +122,15 @@ impl Session {
     }
 
     /// From hello to close. Every way out is a [`Close`].
+    ///
+    /// The larger steps are boxed, here and below, where they cost more than a box: a future has room
+    /// for the largest that it may wait for, and most sessions wait for their client to say something.
     pub async fn run(mut self) -> Close {
-        let close = match self.hello().await {
+        let close = match Box::pin(self.hello()).await {
             Ok(()) => self.converse().await,
             Err(close) => close,
         };
-        self.goodbye(close).await;
+        Box::pin(self.goodbye(close)).await;
         close
     }
 
@@ -215,7 +218,7 @@ impl Session {
                 Ok(Heard::Event { namespace, name, data, ack }) => self.on_event(&namespace, name, data, ack).await,
                 Ok(Heard::Connect { namespace, auth }) => {
                     let connected = match self.within_rate() {
-                        Ok(()) => self.connect(&namespace, auth.as_deref()).await,
+                        Ok(()) => Box::pin(self.connect(&namespace, auth.as_deref())).await,
                         Err(refusal) => Err((Close::ProtocolError, refusal)),
                     };
                     if let Err((close, refusal)) = connected {
@@ -253,7 +256,7 @@ impl Session {
         }
         let answer = match requests::Request::of(&name) {
             Some(request) => self.answer(request, &tenant, index, &data).await,
-            None => self.decide(&tenant, index, name, data).await,
+            None => Box::pin(self.decide(&tenant, index, name, data)).await,
         };
         match answer {
             Ok(answer) => self.reply(namespace, ack, answer),
@@ -396,7 +399,7 @@ impl Session {
             }
         }
         if let Some(tenant) = self.tenant.clone().filter(|_| now >= self.record_due) {
-            self.keep_records().await;
+            Box::pin(self.keep_records()).await;
             self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
         }
         self.heartbeat(now)

@@ -104,19 +104,20 @@ impl Session {
         data: &Payload,
     ) -> Result<Answer, Refusal> {
         match request {
-            Request::JoinRoom => self.join_room(tenant, index, data).await,
-            Request::JoinChannel => self.join_channel(tenant, index, data).await,
-            Request::LeaveRoom => self.leave_room(tenant, index, data).await,
-            Request::LeaveChannel => self.leave_channel(tenant, index, data).await,
-            Request::Subscribe => self.subscribe(tenant, index, data).await,
-            Request::Unsubscribe => self.unsubscribe(tenant, index, data).await,
+            // Boxed: see `Session::run`.
+            Request::JoinRoom => Box::pin(self.join_room(tenant, index, data)).await,
+            Request::JoinChannel => Box::pin(self.join_channel(tenant, index, data)).await,
+            Request::LeaveRoom => Box::pin(self.leave_room(tenant, index, data)).await,
+            Request::LeaveChannel => Box::pin(self.leave_channel(tenant, index, data)).await,
+            Request::Subscribe => Box::pin(self.subscribe(tenant, index, data)).await,
+            Request::Unsubscribe => Box::pin(self.unsubscribe(tenant, index, data)).await,
             Request::Publish => self.publish(tenant, index, data).await,
             Request::BatchUpdate => self.batch_update(tenant, index, data).await,
-            Request::History => self.history(tenant, index, data).await,
-            Request::Presence => self.presence(tenant, index, data).await,
+            Request::History => Box::pin(self.history(tenant, index, data)).await,
+            Request::Presence => Box::pin(self.presence(tenant, index, data)).await,
             Request::Heartbeat => Ok(Answer::ack(&json!({ "ts": now_ms() }))),
             Request::RefreshToken => self.refresh_token(tenant, index, data),
-            Request::Resume => self.resume(tenant, index, data).await,
+            Request::Resume => Box::pin(self.resume(tenant, index, data)).await,
         }
     }
 
