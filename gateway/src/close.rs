@@ -65,6 +65,9 @@ endings! {
     AuthorizerUnavailable = 4004, "authorizer_unavailable", true, Tenant;
     /// The token ended and no fresh one came in time; come back with a new token.
     TokenExpired = 4005, "token_expired", true, Client;
+    /// The other nodes counted this connection as gone: its node did not answer in time, or the client came
+    /// back elsewhere.
+    Fenced = 4006, "fenced", true, Gateway;
     /// The gateway or the tenant has as many connections as it may.
     ServerFull = 4007, "server_full", true, Gateway;
     /// No valid handshake within the time allowed.

@@ -30,7 +30,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::client::ConnectionId;
 use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerKey, Versioned};
@@ -50,6 +51,20 @@ pub const FEED_ENTRIES_MAX: usize = 4_096;
 
 /// How long a claimed timer stays with whoever claimed it, in milliseconds.
 pub const TIMER_LEASE_MS: Millis = 30_000;
+
+/// Can a tenant's commits be applied now? What the engine last saw; a call may still find it otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Yes, as far as is known.
+    Up,
+    /// No: the server that holds the tenant does not answer.
+    Down {
+        /// Since when.
+        since: Instant,
+        /// What was seen last.
+        why: Arc<str>,
+    },
+}
 
 /// What became of a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,4 +223,7 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Is it able to serve now? For readiness.
     async fn ping(&self) -> Result<(), EngineError>;
+
+    /// How it is with a tenant, and how that changes. It ends with the engine.
+    fn health(&self, tenant: &TenantId) -> watch::Receiver<Health>;
 }

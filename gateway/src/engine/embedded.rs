@@ -22,14 +22,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use self::store::{Due, Opened, Store, engine_error};
 use self::stream::Streams;
 use self::writer::{CommitJob, Job, QUEUED_JOBS_MAX, Writer};
 use super::log::Limits;
-use super::{DueTimer, Engine, EngineError, Follower, KeyPage, Member, Outcome, Range, TIMER_LEASE_MS};
+use super::{DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, Outcome, Range, TIMER_LEASE_MS};
 use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Versioned};
 use crate::room::Room;
 use crate::tenant::TenantId;
@@ -135,6 +135,7 @@ pub struct EmbeddedEngine {
     writer: Option<JoinHandle<()>>,
     /// Those that fill the feeds of slow followers.
     tasks: TaskTracker,
+    health: watch::Sender<Health>,
 }
 
 /// What the writer and the callers use.
@@ -190,7 +191,13 @@ impl EmbeddedEngine {
             .spawn(move || writer.run(&queue))
             .map_err(OpenError::Thread)?;
         let (jobs, writer) = (Some(jobs), Some(writer));
-        Ok(Arc::new(EmbeddedEngine { shared, jobs, writer, tasks: TaskTracker::new() }))
+        Ok(Arc::new(EmbeddedEngine {
+            shared,
+            jobs,
+            writer,
+            tasks: TaskTracker::new(),
+            health: watch::channel(Health::Up).0,
+        }))
     }
 
     fn now(&self) -> Millis {
@@ -357,6 +364,11 @@ impl Engine for EmbeddedEngine {
             return Err(EngineError::Unavailable("the disk has failed; restart when it is well again".into()));
         }
         self.shared.store.view().map_err(engine_error).map(drop)
+    }
+
+    /// A store in this process is not away: a disk that fails is told with each call.
+    fn health(&self, _tenant: &TenantId) -> watch::Receiver<Health> {
+        self.health.subscribe()
     }
 }
 

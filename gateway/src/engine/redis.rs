@@ -21,7 +21,7 @@ use std::time::Duration;
 use ::redis::Value;
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -30,8 +30,8 @@ use self::keys::TenantKeys;
 use self::link::{Commands, Dialer};
 use self::subscriptions::Subscriptions;
 use super::{
-    COMMIT_ID_KEPT_MS, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, KeyPage, Member, Outcome, Range,
-    TIMER_LEASE_MS,
+    COMMIT_ID_KEPT_MS, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, Outcome,
+    Range, TIMER_LEASE_MS,
 };
 use crate::client::ConnectionId;
 use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Version, Versioned};
@@ -326,6 +326,10 @@ impl Engine for RedisEngine {
 
     async fn ping(&self) -> Result<(), EngineError> {
         self.ask(&::redis::cmd("PING")).await
+    }
+
+    fn health(&self, _tenant: &TenantId) -> watch::Receiver<Health> {
+        self.commands.health()
     }
 }
 

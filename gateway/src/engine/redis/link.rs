@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use super::backoff::Backoff;
 use super::script;
 use crate::commit::Position;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Health};
 
 /// How long a TCP connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -164,6 +164,7 @@ impl Link {
 pub(super) struct Commands {
     current: watch::Receiver<Option<Link>>,
     last_error: Arc<Mutex<String>>,
+    health: watch::Receiver<Health>,
     epoch_seen: Arc<AtomicU64>,
 }
 
@@ -195,6 +196,11 @@ impl Commands {
         self.epoch_seen.fetch_max(position.epoch, Ordering::Relaxed);
     }
 
+    /// Is there a connection?
+    pub(super) fn health(&self) -> watch::Receiver<Health> {
+        self.health.clone()
+    }
+
     fn unavailable(&self) -> EngineError {
         EngineError::Unavailable(format!("no connection to Redis: {}", self.last_error.lock()))
     }
@@ -202,17 +208,24 @@ impl Commands {
     /// The handle, and the supervisor to be spawned: it ends when `stop` is cancelled.
     pub(super) fn supervised(dialer: Dialer, stop: CancellationToken) -> (Commands, impl Future<Output = ()> + Send) {
         let (offer, current) = watch::channel(None);
-        let last_error = Arc::new(Mutex::new("not connected yet".to_owned()));
-        let commands = Commands { current, last_error: last_error.clone(), epoch_seen: Arc::default() };
+        const NOT_YET: &str = "not connected yet";
+        let last_error = Arc::new(Mutex::new(NOT_YET.to_owned()));
+        let (tell, health) = watch::channel(Health::Down { since: Instant::now(), why: NOT_YET.into() });
+        let commands = Commands { current, last_error: last_error.clone(), health, epoch_seen: Arc::default() };
         let supervisor = async move {
-            stop.run_until_cancelled(supervise(&dialer, &offer, &last_error)).await;
+            stop.run_until_cancelled(supervise(&dialer, &offer, &tell, &last_error)).await;
             offer.send_replace(None);
         };
         (commands, supervisor)
     }
 }
 
-async fn supervise(dialer: &Dialer, offer: &watch::Sender<Option<Link>>, last_error: &Mutex<String>) {
+async fn supervise(
+    dialer: &Dialer,
+    offer: &watch::Sender<Option<Link>>,
+    health: &watch::Sender<Health>,
+    last_error: &Mutex<String>,
+) {
     let mut backoff = Backoff::new();
     loop {
         let since = Instant::now();
@@ -220,6 +233,7 @@ async fn supervise(dialer: &Dialer, offer: &watch::Sender<Option<Link>>, last_er
             Ok(Ok(link)) => {
                 info!(address = dialer.address(), "connected to Redis");
                 offer.send_replace(Some(link.clone()));
+                health.send_replace(Health::Up);
                 let why = watch_over(link, offer).await;
                 offer.send_replace(None);
                 why
@@ -231,6 +245,13 @@ async fn supervise(dialer: &Dialer, offer: &watch::Sender<Option<Link>>, last_er
             backoff.reset();
         }
         warn!(address = dialer.address(), why, "no connection to Redis");
+        health.send_if_modified(|health| {
+            let lost = *health == Health::Up;
+            if lost {
+                *health = Health::Down { since: Instant::now(), why: why.as_str().into() };
+            }
+            lost
+        });
         *last_error.lock() = why;
         sleep(backoff.next()).await;
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use postern::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Versioned};
-use postern::engine::{DueTimer, Engine, EngineError, Follower, KeyPage, Member, Outcome, Range};
+use postern::engine::{DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, Outcome, Range};
 use postern::room::Room;
 use postern::tenant::TenantId;
+use tokio::sync::watch;
 
 type Answer<T> = Result<T, EngineError>;
 
@@ -99,5 +100,9 @@ impl Engine for StagedEngine {
     }
     async fn ping(&self) -> Answer<()> {
         self.inner.ping().await
+    }
+
+    fn health(&self, tenant: &TenantId) -> watch::Receiver<Health> {
+        self.inner.health(tenant)
     }
 }
