@@ -88,6 +88,9 @@ pub struct Tenant {
     pub hosts: Vec<String>,
     /// How many of the latest events of a room a member gets on joining; 0: none.
     pub history_on_join: usize,
+    /// Are Socket.IO clients given a `pid`, and an offset as the last argument of every event, so that they get what
+    /// they missed when they come back (connection state recovery)? Handlers of fixed arity do not expect that argument.
+    pub socketio_recovery: bool,
     /// The bearer token with which the tenant's own back end raises events over HTTP;
     /// `None`: nobody can.
     pub backend_token: Option<Secret>,

@@ -72,12 +72,25 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
     let hosts = hosts(given.strings("hosts", report), report);
     let mut history_on_join = 0;
     given.integer("history_on_join", 0..=HISTORY_ON_JOIN_MAX, &mut history_on_join, report);
+    let socketio_recovery = given.get("socketio_recovery").and_then(|given| given.boolean(report)).unwrap_or(false);
     let backend_token = backend_token(&mut given, context, report);
     given.finish(report);
     if report.mistakes.len() > mistakes_before {
         return None;
     }
-    Some(Tenant { id: id?, auth, limits, call_limits, plugins, relay, origins, hosts, history_on_join, backend_token })
+    Some(Tenant {
+        id: id?,
+        auth,
+        limits,
+        call_limits,
+        plugins,
+        relay,
+        origins,
+        hosts,
+        history_on_join,
+        socketio_recovery,
+        backend_token,
+    })
 }
 
 fn name(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<TenantId> {

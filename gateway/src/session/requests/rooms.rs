@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, Session, argument, invalid};
-use crate::commit::{Commit, CommitId, Effect, Position, Who};
+use crate::commit::{Commit, CommitId, Effect, Position, SessionRecord, Who};
 use crate::decision::{Decided, Input};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
-use crate::session::connection::applied;
+use crate::session::connection::{RETRY_AFTER_MS, applied};
 
 /// Rooms that one `subscribe` names at most.
 const ROOMS_PER_REQUEST_MAX: usize = 100;
@@ -203,7 +203,7 @@ impl Session {
         tenant: &Arc<LiveTenant>,
         index: usize,
         wanted: &[(Room, Option<Payload>)],
-        resumed: Option<&str>,
+        resumed: Option<&SessionRecord>,
     ) -> Result<Decided, Refusal> {
         let connection = &self.connections[index];
         let max = tenant.tenant.limits.rooms_per_connection;
@@ -226,6 +226,14 @@ impl Session {
         let pipeline = tenant.pipeline.load_full();
         let decided = tenant.decisions.run(&pipeline, input).await.map_err(crate::decision::Undecided::into_refusal)?;
         applied(&self.gateway, tenant, &decided).await;
+        // Acknowledged is only what is: after a loss the entry may never come.
+        let grants = self.connections[index].local.grants.lock();
+        if let Some((room, _)) = decided.joined.iter().find(|(room, _)| !grants.contains_key(room)) {
+            let text = format!("{room} was joined, but that was lost, or this node is late in applying it");
+            let refusal = Refusal::new("engine_unavailable", text);
+            return Err(Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..refusal });
+        }
+        drop(grants);
         Ok(decided)
     }
 
