@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::close::Close;
@@ -84,6 +85,8 @@ pub struct Session {
     /// Known from the path, or from the first token.
     tenant: Option<Arc<LiveTenant>>,
     connections: Vec<Connection>,
+    /// Somebody changed what one of the connections may do.
+    changed: Arc<Notify>,
     rate: Bucket,
     opened: Instant,
     ping_due: Instant,
@@ -102,6 +105,7 @@ enum Happening {
     Received(Received),
     End(Close),
     Clock,
+    Changed,
     Draining,
 }
 
@@ -118,6 +122,7 @@ impl Session {
             socket,
             outbox,
             connections: Vec::new(),
+            changed: Arc::default(),
             opened: Instant::now(),
             pinged: None,
             pinged_at: None,
@@ -191,6 +196,10 @@ impl Session {
                 Happening::Received(Received::Broken(why)) => self.broken(Close::ProtocolError, &why),
                 Happening::End(close) => Err(close),
                 Happening::Clock => Ok(()),
+                Happening::Changed => {
+                    Box::pin(self.keep_changed_records()).await;
+                    Ok(())
+                }
                 Happening::Draining => Err(self.drain().await),
             };
             // Whatever happened: a client that says much does not stop the clock.
@@ -214,6 +223,7 @@ impl Session {
             received = self.socket.inbox.recv() => {
                 received.map_or(Happening::End(Close::ConnectionLost), Happening::Received)
             }
+            () = self.changed.notified() => Happening::Changed,
             () = tokio::time::sleep_until(wake) => Happening::Clock,
         }
     }
@@ -305,6 +315,10 @@ impl Session {
             .await
             .map_err(|undecided| undecided.into_refusal())?;
         connection::applied(&self.gateway, tenant, &decided).await;
+        if decided.memberships {
+            // Before the client hears of it: its record would not have the room that a handler gave it.
+            Box::pin(self.keep_changed_records()).await;
+        }
         Ok(requests::Answer::of_decision(decided))
     }
 

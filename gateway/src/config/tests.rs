@@ -165,7 +165,7 @@ fn the_default_tenant_must_be_one() {
 
 #[test]
 fn a_tenant_file_says_everything_about_a_tenant() {
-    let before = "relay = [\"typing\", \"cursor:*\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nbackend_token_env = \"BACKEND\"";
+    let before = "relay = [\"typing\", \"cursor:*\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nsocketio_recovery = true\nbackend_token_env = \"BACKEND\"";
     let after = "[[plugins]]\nname = \"chat\"\nrole = \"handler\"\ncomponent = \"plugin.wasm\"\nevents = [\"chat:*\"]\n\
         settings = { text = \"t\", number = 7, fraction = 1.50, truth = true }\n\
         [limits]\nmessages_per_minute = \"unlimited\"\nconnections = 7\n\
@@ -174,6 +174,7 @@ fn a_tenant_file_says_everything_about_a_tenant() {
     let tenant = files.load(&[], &[("BACKEND", SECRET)]).unwrap().tenants.remove(0);
     assert_eq!(tenant.relay, [crate::tenant::Pattern("typing".into()), crate::tenant::Pattern("cursor:*".into())]);
     assert_eq!((tenant.origins, tenant.history_on_join), (vec!["https://app.example".to_owned()], 9));
+    assert!(tenant.socketio_recovery);
     assert_eq!(tenant.backend_token.unwrap().0, SECRET.as_bytes());
     assert_eq!(
         (tenant.limits.messages_per_minute, tenant.limits.connections, tenant.limits.connections_per_user),
@@ -198,6 +199,7 @@ fn what_cannot_stand_in_a_tenant_file_is_explained() {
         ("relay = \"a\"", "", &["relay: must be an array"]),
         ("origins = [\"https://a.example/path\"]", "", &["origins[0]", "origin"]),
         ("history_on_join = 1001", "", &["history_on_join", "from 0 to 200", "1001"]),
+        ("socketio_recovery = \"maybe\"", "", &["socketio_recovery: must be true or false"]),
         ("backend_token = \"short\"", "", &["backend_token: the secret has 5 bytes; at least 32"]),
         ("backend_token_env = \"NOT_SET\"", "", &["backend_token_env", "`NOT_SET` is not set"]),
         ("limits = 1", "", &["limits: must be a table"]),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::outbox::Outbox;
 use crate::client::ConnectionId;
@@ -75,6 +75,8 @@ pub struct Local {
     pub grants: Grants,
     /// Has its arrival come back in the log?
     pub arrived: AtomicBool,
+    /// Tells its session that what it may do has changed.
+    pub changed: Arc<Notify>,
     /// Does its own session take it out? Otherwise whoever says in the log that it is gone ends it.
     pub leaving: AtomicBool,
 }
@@ -295,6 +297,7 @@ impl State {
             self.enter(&id, room);
             if let Some(member) = self.connections.get(&id) {
                 member.local.grants.lock().insert(room.clone(), grant);
+                member.local.changed.notify_one();
             }
         }
     }
@@ -304,6 +307,7 @@ impl State {
             if let Some(member) = self.connections.get_mut(&id) {
                 member.rooms.remove(room);
                 member.local.grants.lock().remove(room);
+                member.local.changed.notify_one();
             }
             self.exit(&id, room);
         }

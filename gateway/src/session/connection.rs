@@ -1,6 +1,7 @@
 //! One namespace of a client: how it comes in, and how it goes.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::recovery::{Claim, Lost, Past, count, hand_over};
 use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
 use crate::client::{Client, ConnectionId, Identity, random_id};
 use crate::close::Close;
-use crate::commit::{Commit, CommitId, Cursor, Effect, Millis, Position, SessionRecord, now_ms};
+use crate::commit::{Commit, CommitId, Cursor, Effect, Grant, Millis, Position, SessionRecord, now_ms};
 use crate::connection::upgrade::Protocol;
 use crate::decision::farewell::Farewell;
 use crate::decision::token::peek_tenant;
@@ -24,6 +25,7 @@ use crate::decision::{Decided, Input, Returning, Undecided};
 use crate::delivery::rooms::{Attached, Local};
 use crate::event::{Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant};
+use crate::room::Room;
 
 /// How long an answer waits for this node to apply the commit that it speaks of.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +45,8 @@ pub(super) struct Connection {
     pub(super) session: Arc<str>,
     /// Up to here it has received everything (see [`SessionRecord::heard`]).
     heard: Option<Position>,
+    /// The mark of the rooms in the session record.
+    recorded: u64,
     expires: Option<Instant>,
     _attached: Attached,
 }
@@ -73,10 +77,24 @@ impl Connection {
         }
     }
 
+    /// The session record has these rooms now.
+    pub(super) fn has_recorded(&mut self, rooms: &BTreeMap<Room, Grant>) {
+        self.recorded = mark(rooms);
+    }
+
     /// The client has answered a ping that went out behind everything up to here.
     pub(super) fn has_heard(&mut self, position: Position) {
         self.heard = self.heard.max(Some(position));
     }
+}
+
+/// Tells two sets of rooms apart without keeping one.
+fn mark(rooms: &BTreeMap<Room, Grant>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (room, Grant { publish, presence, history }) in rooms {
+        (room, publish, presence, history).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn expiry(identity: &Identity) -> Option<Instant> {
@@ -214,6 +232,7 @@ impl Session {
             dialect: self.language.dialect(),
             grants: Mutex::new(HashMap::new()),
             arrived: AtomicBool::new(false),
+            changed: self.changed.clone(),
             leaving: AtomicBool::new(false),
         });
         // Known here before it is anywhere else, so that its arrival in the log finds it.
@@ -254,8 +273,18 @@ impl Session {
             }
         };
         let (arrived, recovered) = (decided.position, back.past().is_some());
-        let connection =
-            Connection { client, local, resumed: recovered, arrived, session, heard, expires, _attached: attached };
+        let recorded = mark(&decided.joined.iter().cloned().collect());
+        let connection = Connection {
+            client,
+            local,
+            resumed: recovered,
+            arrived,
+            session,
+            heard,
+            recorded,
+            expires,
+            _attached: attached,
+        };
         self.greet(&connection, &decided, &back, missed.len());
         hand_over(&self.outbox, missed);
         back.count(self.language.protocol(), "recovered");
@@ -369,13 +398,26 @@ impl Session {
     }
 
     /// Writes the session records anew: they are kept for the recovery window after the last time.
-    pub(super) async fn keep_records(&self) {
-        let Some(tenant) = &self.tenant else { return };
-        for connection in &self.connections {
-            let session = Some(connection.record(tenant.tenant.limits.recovery_window_ms));
-            let commit = Commit { session, ..Commit::new(CommitId::random()) };
-            if let Err(error) = tenant.decisions.commit_directly(commit).await {
-                tracing::debug!(tenant = %tenant.tenant.id, %error, "a session record was not kept");
+    pub(super) async fn keep_records(&mut self) {
+        self.keep_records_of(|_| true).await;
+    }
+
+    /// Writes the records of those that others have joined to rooms, or taken out.
+    pub(super) async fn keep_changed_records(&mut self) {
+        self.keep_records_of(|connection| mark(&connection.record(0).rooms) != connection.recorded).await;
+    }
+
+    async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool) {
+        let Some(tenant) = self.tenant.clone() else { return };
+        for connection in self.connections.iter_mut().filter(|connection| wanted(connection)) {
+            let record = connection.record(tenant.tenant.limits.recovery_window_ms);
+            let recorded = mark(&record.rooms);
+            let commit = Commit { session: Some(record), ..Commit::new(CommitId::random()) };
+            match tenant.decisions.commit_directly(commit).await {
+                Ok(_) => connection.recorded = recorded,
+                Err(error) => {
+                    tracing::debug!(tenant = %tenant.tenant.id, %error, "a session record was not kept");
+                }
             }
         }
     }

@@ -32,10 +32,9 @@ impl Language {
     pub(super) fn new(protocol: Protocol, message_bytes_max: usize) -> Language {
         match protocol {
             Protocol::Json => Language::Json,
-            Protocol::SocketIo => Language::SocketIo {
-                decoder: Box::new(socketio::Decoder::new(message_bytes_max)),
-                recovery: false,
-            },
+            Protocol::SocketIo => {
+                Language::SocketIo { decoder: Box::new(socketio::Decoder::new(message_bytes_max)), recovery: false }
+            }
         }
     }
 

@@ -21,6 +21,7 @@ mod harm;
 mod http;
 mod limits;
 mod outcome;
+mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;

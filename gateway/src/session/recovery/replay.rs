@@ -76,7 +76,8 @@ impl<'a> Thread<'a> {
 
 /// The connection as which a session was gone when it came back as `id` in this entry.
 fn returned<'a>(entry: &'a Entry, id: &ConnectionId) -> Option<&'a ConnectionId> {
-    let arrival = entry.effects.iter().position(|effect| matches!(effect, Effect::Arrive { id: new, .. } if new == id))?;
+    let arrival =
+        entry.effects.iter().position(|effect| matches!(effect, Effect::Arrive { id: new, .. } if new == id))?;
     entry.effects[arrival..].iter().find_map(|effect| match effect {
         Effect::Gone { id: before } if before != id => Some(before),
         _ => None,
