@@ -1,5 +1,7 @@
 //! What the connections of one process share: the engine, the tenants, the plugin host.
 
+mod snapshots;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
@@ -12,6 +14,7 @@ use tokio::sync::OnceCell;
 use crate::client::random_id;
 use crate::config::Config;
 use crate::decision::Decisions;
+use crate::decision::backlog::Backlog;
 use crate::decision::pipeline::Pipeline;
 use crate::decision::plugin::Host;
 use crate::decision::token::Verifier;
@@ -21,6 +24,7 @@ use crate::engine::{Engine, EngineError};
 use crate::limits::UserRates;
 use crate::session::NAMESPACES_MAX;
 use crate::tenant::{Tenant, TenantId};
+pub use snapshots::Snapshots;
 
 /// The process, as its connections see it.
 pub struct Gateway {
@@ -30,6 +34,8 @@ pub struct Gateway {
     pub engine: Arc<dyn Engine>,
     /// Where plugins run.
     pub host: Arc<Host>,
+    /// What waits for the engine.
+    pub backlog: Arc<Backlog>,
     /// Where tasks are spawned.
     pub tasks: Tasks,
     /// Unique to this run of this node.
@@ -59,6 +65,8 @@ pub struct LiveTenant {
     pub connections: Slots,
     /// Its timers that fire at the moment.
     pub firing: Slots,
+    /// What was last said about who is where.
+    pub snapshots: Snapshots,
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
     rooms: OnceCell<Rooms>,
 }
@@ -71,6 +79,7 @@ impl Gateway {
             config,
             engine,
             host,
+            backlog: Backlog::of_node(),
             tasks,
             server_id: random_id(),
             started: Instant::now(),
@@ -111,15 +120,17 @@ impl LiveTenant {
     pub const FIRING_MAX: u32 = 32;
 
     /// A tenant with its loaded components.
-    pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, engine: Arc<dyn Engine>) -> LiveTenant {
+    pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, gateway: &Gateway) -> LiveTenant {
+        let (engine, backlog) = (gateway.engine.clone(), Backlog::of_tenant(&gateway.backlog));
         LiveTenant {
-            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone()),
+            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog),
             connections: Slots::new(tenant.limits.connections),
             firing: Slots::new(LiveTenant::FIRING_MAX),
             tenant,
             verifier,
             pipeline: ArcSwap::from_pointee(pipeline),
             user_rates: UserRates::default(),
+            snapshots: Snapshots::default(),
             users: Arc::default(),
             rooms: OnceCell::new(),
         }
@@ -131,7 +142,8 @@ impl LiveTenant {
             .get_or_try_init(|| async {
                 let follower = gateway.engine.follow(&self.tenant.id).await?;
                 let connections_max = self.tenant.limits.connections as usize * NAMESPACES_MAX;
-                Ok(Rooms::start(self.tenant.id.clone(), follower, connections_max, &gateway.tasks))
+                let health = gateway.engine.health(&self.tenant.id);
+                Ok(Rooms::start(self.tenant.id.clone(), follower, health, connections_max, &gateway.tasks))
             })
             .await
     }

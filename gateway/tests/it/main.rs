@@ -20,6 +20,7 @@ mod demo;
 mod harm;
 mod http;
 mod limits;
+mod outage;
 mod outcome;
 mod rooms;
 mod shutdown;
