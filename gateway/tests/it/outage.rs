@@ -71,3 +71,22 @@ fn a_long_outage_is_told_with_advice_and_the_connection_stays() {
     assert!(published["pos"].is_string(), "{published}");
     assert_eq!(ws.message("bob", json!({ "event": "n" }))["data"], 2);
 }
+
+#[test]
+fn a_node_that_stops_answers_what_it_has_begun() {
+    let redis = RedisServer::start();
+    let mut node = node(&redis, vec![society("gv", 60_000)]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "ravi", "gv", &token("gv", "ravi", guard("gv")));
+    redis.signal("STOP");
+    let visitor = json!({ "flat_id": "A-101", "visitor_name": "Meera" });
+    ws.tell(json!({ "do": "send", "name": "ravi", "json": { "id": 7, "event": "visitor_create", "data": visitor } }));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    node.signal("TERM");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    redis.signal("CONT");
+    assert_eq!(ws.message("ravi", json!({ "id": 7 }))["data"]["status"], "pending");
+    ws.message("ravi", json!({ "event": "server:shutdown" }));
+    assert_eq!(ws.closed("ravi"), (4000, "shutdown".into()));
+    assert_eq!(node.wait(), Some(0), "{}", node.log());
+}
