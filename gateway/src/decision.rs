@@ -302,6 +302,7 @@ impl Decisions {
             Input::Event { event, may_publish } => match pipeline.route(transaction, event).await? {
                 Route::Ignore => Ok(Additions::default()),
                 Route::Relay => relay::relay(event, may_publish).map_err(Undecided::Refused),
+                Route::Broadcast => relay::broadcast(event).map_err(Undecided::Refused),
                 Route::Handlers(handlers) => {
                     for handler in handlers {
                         handler.handle(transaction, event).await?;

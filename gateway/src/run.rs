@@ -147,7 +147,8 @@ async fn load_tenants(gateway: &Arc<Gateway>) -> Result<(), StartError> {
 /// A tenant with its keys and components loaded; otherwise all that is wrong with it.
 async fn live(gateway: &Gateway, tenant: Tenant) -> Result<LiveTenant, Vec<String>> {
     let mut mistakes = Vec::new();
-    let mut pipeline = Pipeline { relay: tenant.relay.clone(), ..Pipeline::default() };
+    let mut pipeline =
+        Pipeline { relay: tenant.relay.clone(), broadcast: tenant.broadcast.clone(), ..Pipeline::default() };
     for settings in &tenant.plugins {
         let bytes = match std::fs::read(&settings.component) {
             Ok(bytes) => Bytes::from(bytes),

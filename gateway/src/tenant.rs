@@ -81,6 +81,9 @@ pub struct Tenant {
     /// Event name patterns that are published without a handler, to the rooms that their
     /// first argument names; an event that names none is answered with its own data.
     pub relay: Vec<Pattern>,
+    /// Event name patterns that are published without a handler, unchanged, to every client of the
+    /// tenant in the sender's namespace, on every node. Who may connect may say them.
+    pub broadcast: Vec<Pattern>,
     /// Origins from which browsers may open a socket or call HTTP; empty: those of the
     /// listener's settings.
     pub origins: Vec<String>,

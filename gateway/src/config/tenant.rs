@@ -68,6 +68,7 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
     let call_limits = call_limits(given.section("call_limits", report), report);
     let plugins = plugins(given.sections("plugins", report), context, report);
     let relay = patterns(given.get("relay"), report).unwrap_or_default();
+    let broadcast = patterns(given.get("broadcast"), report).unwrap_or_default();
     let origins = origins(given.get("origins"), report);
     let hosts = hosts(given.strings("hosts", report), report);
     let mut history_on_join = 0;
@@ -77,7 +78,19 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
     if report.mistakes.len() > mistakes_before {
         return None;
     }
-    Some(Tenant { id: id?, auth, limits, call_limits, plugins, relay, origins, hosts, history_on_join, backend_token })
+    Some(Tenant {
+        id: id?,
+        auth,
+        limits,
+        call_limits,
+        plugins,
+        relay,
+        broadcast,
+        origins,
+        hosts,
+        history_on_join,
+        backend_token,
+    })
 }
 
 fn name(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<TenantId> {

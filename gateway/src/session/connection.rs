@@ -215,6 +215,7 @@ impl Session {
         let welcome = json!({
             "connection": connection.client.connection.as_str(),
             "session": &*connection.session,
+            "server": self.gateway.server_id,
             "subject": &*connection.client.identity.subject,
             "namespace": &*connection.client.namespace,
             "rooms": rooms,

@@ -124,7 +124,7 @@ impl Session {
             Request::BatchUpdate => self.batch_update(tenant, index, data).await,
             Request::History => Box::pin(self.history(tenant, index, data)).await,
             Request::Presence => Box::pin(self.presence(tenant, index, data)).await,
-            Request::Heartbeat => Ok(Answer::ack(&json!({ "ts": now_ms() }))),
+            Request::Heartbeat => Ok(Answer::ack(&json!({ "ts": now_ms(), "server": self.gateway.server_id }))),
             Request::RefreshToken => self.refresh_token(tenant, index, data),
             Request::Resume => Box::pin(self.resume(tenant, index, data)).await,
         }

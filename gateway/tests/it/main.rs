@@ -17,6 +17,7 @@ mod cli;
 mod cluster;
 mod connect;
 mod demo;
+mod deploy;
 mod harm;
 mod http;
 mod limits;
