@@ -335,6 +335,16 @@ impl Commit {
         Commit { effects: vec![Effect::Publish(publication)], ..Commit::new(CommitId::random()) }
     }
 
+    /// About what it holds in memory.
+    pub fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 512;
+        let carried = |effect: &Effect| match effect {
+            Effect::Publish(publication) => OVERHEAD + publication.data.bytes(),
+            _ => OVERHEAD,
+        };
+        OVERHEAD + self.effects.iter().map(carried).sum::<usize>()
+    }
+
     /// Must it be on disk before anybody hears of it?
     pub fn is_durable(&self) -> bool {
         !self.writes.is_empty() || !self.timers.is_empty() || self.fired.is_some()

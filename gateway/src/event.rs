@@ -18,13 +18,15 @@ pub const RESERVED_EVENT_NAMES: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Events that only the gateway says: whoever publishes without a handler may not.
-pub const GATEWAY_EVENTS: [&str; 9] = [
+pub const GATEWAY_EVENTS: [&str; 11] = [
     "connected",
+    "degraded",
     "error",
     "presence:join",
     "presence:leave",
     "presence:update",
     "reset",
+    "restored",
     "server:shutdown",
     "token_expiring",
     "token_refreshed",

@@ -1,5 +1,7 @@
 //! What the connections of one process share: the engine, the tenants, the plugin host.
 
+mod snapshots;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
@@ -12,6 +14,7 @@ use tokio::sync::OnceCell;
 use crate::client::{ConnectionId, random_id};
 use crate::config::Config;
 use crate::decision::Decisions;
+use crate::decision::backlog::Backlog;
 use crate::decision::pipeline::Pipeline;
 use crate::decision::plugin::Host;
 use crate::decision::token::Verifier;
@@ -22,6 +25,7 @@ use crate::limits::UserRates;
 use crate::presence;
 use crate::session::NAMESPACES_MAX;
 use crate::tenant::{Tenant, TenantId};
+pub use snapshots::Snapshots;
 
 /// The process, as its connections see it.
 pub struct Gateway {
@@ -31,6 +35,8 @@ pub struct Gateway {
     pub engine: Arc<dyn Engine>,
     /// Where plugins run.
     pub host: Arc<Host>,
+    /// What waits for the engine.
+    pub backlog: Arc<Backlog>,
     /// Where tasks are spawned.
     pub tasks: Tasks,
     /// Unique to this run of this node.
@@ -62,6 +68,8 @@ pub struct LiveTenant {
     pub firing: Slots,
     /// Its connections that have ended and are not out of their rooms yet.
     pub leaving: Leaving,
+    /// What was last said about who is where.
+    pub snapshots: Snapshots,
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
     rooms: OnceCell<Rooms>,
 }
@@ -74,6 +82,7 @@ impl Gateway {
             config,
             engine,
             host,
+            backlog: Backlog::of_node(),
             tasks,
             server_id: random_id(),
             started: Instant::now(),
@@ -114,9 +123,10 @@ impl LiveTenant {
     pub const FIRING_MAX: u32 = 32;
 
     /// A tenant with its loaded components.
-    pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, engine: Arc<dyn Engine>) -> LiveTenant {
+    pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, gateway: &Gateway) -> LiveTenant {
+        let (engine, backlog) = (gateway.engine.clone(), Backlog::of_tenant(&gateway.backlog));
         LiveTenant {
-            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone()),
+            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog),
             connections: Slots::new(tenant.limits.connections),
             firing: Slots::new(LiveTenant::FIRING_MAX),
             leaving: Leaving::new(tenant.limits.connections),
@@ -124,6 +134,7 @@ impl LiveTenant {
             verifier,
             pipeline: ArcSwap::from_pointee(pipeline),
             user_rates: UserRates::default(),
+            snapshots: Snapshots::default(),
             users: Arc::default(),
             rooms: OnceCell::new(),
         }
@@ -136,8 +147,8 @@ impl LiveTenant {
                 let follower = gateway.engine.follow(&self.tenant.id).await?;
                 let connections_max = self.tenant.limits.connections as usize * NAMESPACES_MAX;
                 let presence_events = self.tenant.presence_events.clone();
-                let id = self.tenant.id.clone();
-                let rooms = Rooms::start(id, follower, connections_max, presence_events, &gateway.tasks);
+                let (id, health) = (self.tenant.id.clone(), gateway.engine.health(&self.tenant.id));
+                let rooms = Rooms::start(id, follower, health, connections_max, presence_events, &gateway.tasks);
                 gateway.tasks.spawn(presence::keep_registered(gateway.clone(), self.clone(), rooms.clone()));
                 Ok(rooms)
             })

@@ -183,7 +183,7 @@ async fn live(gateway: &Gateway, tenant: Tenant) -> Result<LiveTenant, Vec<Strin
         }
     }
     match Verifier::new(&tenant.id, &tenant.auth) {
-        Ok(verifier) if mistakes.is_empty() => Ok(LiveTenant::new(tenant, verifier, pipeline, gateway.engine.clone())),
+        Ok(verifier) if mistakes.is_empty() => Ok(LiveTenant::new(tenant, verifier, pipeline, gateway)),
         Ok(_) => Err(mistakes),
         Err(error) => {
             mistakes.push(format!("tenant {}: {error}", tenant.id));

@@ -41,6 +41,12 @@ fn describe() {
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");
+    describe_gauge!("backlog_inputs", "Inputs that wait for the engine to come back");
+    describe_gauge!("backlog_bytes", "Bytes of inputs that wait for the engine to come back");
+    describe_counter!(
+        "backlog_refused_total",
+        "Inputs refused because the engine was away for too long, or too many waited"
+    );
     describe_counter!("ephemeral_dropped_total", "Ephemeral publications that could not be sent");
     describe_counter!("apply_timeouts_total", "Answers that did not wait for a late node");
     describe_counter!("timers_fired_total", "Timers fired, by outcome");

@@ -18,7 +18,8 @@ use crate::client::ConnectionId;
 use crate::close::Close;
 use crate::commit::{Cursor, Effect, Entry, Grant, Position, Publication, Who};
 use crate::drain::Tasks;
-use crate::engine::{Feed, Follower, Registration};
+use crate::engine::{Feed, Follower, Health, Registration};
+use crate::event::Payload;
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -31,6 +32,9 @@ const COMMANDS_MAX: usize = 1_024;
 /// How long a connection waits to be made known.
 pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the engine is away before clients are told: shorter outages are nothing but late answers.
+const DEGRADED_AFTER: Duration = Duration::from_secs(1);
+
 /// How a protocol writes what is delivered. Two connections with the same `slot` share the bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialect {
@@ -42,6 +46,8 @@ pub struct Dialect {
     pub farewell: fn(namespace: &str, why: &crate::event::Refusal) -> Bytes,
     /// Complete frames that say that entries were lost, and the position that follows.
     pub reset: fn(namespace: &str, Position) -> Bytes,
+    /// Complete frames of an event of the gateway's own, said at this position.
+    pub notice: fn(namespace: &str, event: &str, data: &Payload, Position) -> Bytes,
 }
 
 /// How many dialects there are at most.
@@ -116,11 +122,13 @@ impl Drop for Attached {
 }
 
 impl Rooms {
-    /// Starts the delivery of a tenant on this node, for at most `connections_max` connections. Members of rooms of
-    /// `presence_events`' types are told who comes and goes.
+    /// Starts the delivery of a tenant on this node, for at most `connections_max` connections, which are told
+    /// when the engine is away and when it is back. Members of rooms of `presence_events`' types are told who comes
+    /// and goes.
     pub fn start(
         tenant: TenantId,
         follower: Follower,
+        health: watch::Receiver<Health>,
         connections_max: usize,
         presence_events: Arc<[String]>,
         tasks: &Tasks,
@@ -129,8 +137,9 @@ impl Rooms {
         let (applied_sender, applied) = watch::channel(follower.position);
         let (resets_sender, resets) = watch::channel(0);
         let stopping = tasks.stopping().clone();
+        let outage = Outage { health, told: None };
         let state = State { announcer: Announcer::new(presence_events), ..State::default() };
-        let task = Task { tenant, state, applied: applied_sender, resets: resets_sender };
+        let task = Task { tenant, state, applied: applied_sender, resets: resets_sender, outage };
         tasks.spawn(async move {
             // Stopping drops the task between two batches at the earliest: nothing is half handed out.
             tokio::select! { () = task.run(mailbox, follower.feed) => {}, () = stopping.cancelled() => {} }
@@ -187,6 +196,43 @@ struct Task {
     state: State,
     applied: watch::Sender<Position>,
     resets: watch::Sender<u64>,
+    outage: Outage,
+}
+
+/// What the clients know of the engine.
+struct Outage {
+    health: watch::Receiver<Health>,
+    /// Since when it is away, if they were told so.
+    told: Option<Instant>,
+}
+
+impl Outage {
+    /// Waits until there is something to tell: since when it is away, or `None` when it is back. May be dropped
+    /// half-way.
+    async fn news(&mut self) -> Option<Instant> {
+        loop {
+            let down = match *self.health.borrow_and_update() {
+                Health::Up => None,
+                Health::Down { since, .. } => Some(since),
+            };
+            match (down, self.told) {
+                (None, Some(_)) => return None,
+                (Some(since), None) if since.elapsed() >= DEGRADED_AFTER => return Some(since),
+                _ => {}
+            }
+            let tell_at = down.filter(|_| self.told.is_none()).map(|since| since + DEGRADED_AFTER);
+            let changed = async {
+                // Without an engine there are no news any more.
+                if self.health.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            match tell_at {
+                Some(at) => tokio::select! { () = changed => {}, () = tokio::time::sleep_until(at) => {} },
+                None => changed.await,
+            }
+        }
+    }
 }
 
 impl Task {
@@ -211,6 +257,7 @@ impl Task {
                     }
                     self.state.flush();
                 }
+                away = self.outage.news() => self.on_outage(away),
                 count = feed.recv_many(&mut batch, ENTRIES_PER_BATCH) => {
                     if count == 0 {
                         tracing::warn!(tenant = %self.tenant, "the engine ended the feed");
@@ -223,6 +270,22 @@ impl Task {
                     tokio::task::yield_now().await;
                 }
             }
+        }
+    }
+
+    fn on_outage(&mut self, away: Option<Instant>) {
+        let before = std::mem::replace(&mut self.outage.told, away);
+        let after = *self.applied.borrow();
+        match (away, before) {
+            (Some(_), _) => {
+                let data = serde_json::json!({ "code": "engine_unavailable" });
+                self.state.tell_all("degraded", &Payload::one(&data), after);
+            }
+            (None, Some(since)) => {
+                let after_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.state.tell_all("restored", &Payload::one(&serde_json::json!({ "after_ms": after_ms })), after);
+            }
+            (None, None) => {}
         }
     }
 
@@ -422,6 +485,13 @@ impl State {
             }
         }
         metrics::counter!("ws_deliveries_total").increment(delivered);
+    }
+
+    fn tell_all(&mut self, event: &str, data: &Payload, at: Position) {
+        for member in self.connections.values() {
+            member.local.outbox.push((member.local.dialect.notice)(&member.local.namespace, event, data, at));
+            member.local.outbox.flush();
+        }
     }
 
     fn reset(&mut self, position: Position) {

@@ -21,6 +21,7 @@ mod demo;
 mod harm;
 mod http;
 mod limits;
+mod outage;
 mod outcome;
 mod presence;
 mod rooms;
