@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use crate::client::random_id;
+use crate::client::{ConnectionId, random_id};
 use crate::config::Config;
 use crate::decision::Decisions;
 use crate::decision::backlog::Backlog;
@@ -22,6 +22,7 @@ use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError};
 use crate::limits::UserRates;
+use crate::presence;
 use crate::session::NAMESPACES_MAX;
 use crate::tenant::{Tenant, TenantId};
 pub use snapshots::Snapshots;
@@ -65,6 +66,8 @@ pub struct LiveTenant {
     pub connections: Slots,
     /// Its timers that fire at the moment.
     pub firing: Slots,
+    /// Its connections that have ended and are not out of their rooms yet.
+    pub leaving: Leaving,
     /// What was last said about who is where.
     pub snapshots: Snapshots,
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
@@ -126,6 +129,7 @@ impl LiveTenant {
             decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog),
             connections: Slots::new(tenant.limits.connections),
             firing: Slots::new(LiveTenant::FIRING_MAX),
+            leaving: Leaving::new(tenant.limits.connections),
             tenant,
             verifier,
             pipeline: ArcSwap::from_pointee(pipeline),
@@ -137,13 +141,16 @@ impl LiveTenant {
     }
 
     /// Its delivery on this node; follows the tenant's log from the first connection on.
-    pub async fn rooms(&self, gateway: &Gateway) -> Result<&Rooms, EngineError> {
+    pub async fn rooms(self: &Arc<Self>, gateway: &Arc<Gateway>) -> Result<&Rooms, EngineError> {
         self.rooms
             .get_or_try_init(|| async {
                 let follower = gateway.engine.follow(&self.tenant.id).await?;
                 let connections_max = self.tenant.limits.connections as usize * NAMESPACES_MAX;
-                let health = gateway.engine.health(&self.tenant.id);
-                Ok(Rooms::start(self.tenant.id.clone(), follower, health, connections_max, &gateway.tasks))
+                let presence_events = self.tenant.presence_events.clone();
+                let (id, health) = (self.tenant.id.clone(), gateway.engine.health(&self.tenant.id));
+                let rooms = Rooms::start(id, follower, health, connections_max, presence_events, &gateway.tasks);
+                gateway.tasks.spawn(presence::keep_registered(gateway.clone(), self.clone(), rooms.clone()));
+                Ok(rooms)
             })
             .await
     }
@@ -183,6 +190,35 @@ impl Drop for UserSlot {
                 users.remove(&self.subject);
             }
         }
+    }
+}
+
+/// Connections that keep their places for a while, at most as many as the tenant may have on this node.
+#[derive(Debug)]
+pub struct Leaving {
+    connections: Mutex<HashSet<ConnectionId>>,
+    max: usize,
+}
+
+impl Leaving {
+    fn new(max: u32) -> Leaving {
+        Leaving { connections: Mutex::default(), max: max as usize }
+    }
+
+    /// `false`: there are too many already.
+    pub fn enter(&self, id: &ConnectionId) -> bool {
+        let mut connections = self.connections.lock();
+        connections.len() < self.max && connections.insert(id.clone())
+    }
+
+    /// It is out, or left to others.
+    pub fn exit(&self, id: &ConnectionId) {
+        self.connections.lock().remove(id);
+    }
+
+    /// Is it one of them?
+    pub fn contains(&self, id: &ConnectionId) -> bool {
+        self.connections.lock().contains(id)
     }
 }
 

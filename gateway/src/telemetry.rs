@@ -51,6 +51,11 @@ fn describe() {
     describe_counter!("apply_timeouts_total", "Answers that did not wait for a late node");
     describe_counter!("timers_fired_total", "Timers fired, by outcome");
     describe_histogram!("timer_lateness_seconds", "From a timer's due time to its firing");
+    describe_counter!("timer_redelivered_total", "Timers claimed again after a failed or unfinished attempt");
+    describe_counter!("timers_dead_total", "Timers given up and kept as dead, by tenant");
+    describe_gauge!("nodes", "Nodes that live, this one included");
+    describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
+    describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");

@@ -52,6 +52,7 @@ pub(super) async fn ready(gateway: &Arc<Gateway>) -> Answer {
 /// `GET /api/v1/ws/metrics`.
 pub(super) fn status(gateway: &Arc<Gateway>) -> Answer {
     let connections = gateway.connections.taken();
+    let others: Vec<_> = gateway.engine.nodes().into_iter().skip(1).collect();
     let tenants: serde_json::Map<_, _> = gateway
         .tenants()
         .into_iter()
@@ -62,9 +63,9 @@ pub(super) fn status(gateway: &Arc<Gateway>) -> Answer {
         &json!({
             "serverId": gateway.server_id,
             "connections": connections,
-            // Of this node: nodes do not know of each other's counts yet.
-            "totalConnections": connections,
-            "serverCount": 1,
+            // The others' are a few seconds old.
+            "totalConnections": connections + others.iter().map(|node| node.connections).sum::<u32>(),
+            "serverCount": others.len() + 1,
             "maxConnections": gateway.connections.max(),
             "connectionsByTenant": tenants,
             "uptime": gateway.started.elapsed().as_secs(),
