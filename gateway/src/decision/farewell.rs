@@ -16,9 +16,6 @@ const PREFIX: &str = "/disconnected/";
 /// What a handler is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Farewell {
-    /// The name of the session, which the timer's name says.
-    #[serde(skip, default = "nameless")]
-    pub(super) session: Arc<str>,
     pub(super) connection: ConnectionId,
     subject: Arc<str>,
     claims: Arc<str>,
@@ -29,9 +26,8 @@ pub struct Farewell {
 
 impl Farewell {
     /// Of a client whose connection is gone.
-    pub fn new(client: &Client, session: &Arc<str>, reason: &str) -> Farewell {
+    pub fn new(client: &Client, reason: &str) -> Farewell {
         Farewell {
-            session: session.clone(),
             connection: client.connection.clone(),
             subject: client.identity.subject.clone(),
             claims: client.identity.claims.clone(),
@@ -42,9 +38,13 @@ impl Farewell {
 
     /// Of a timer, if it is one of these.
     pub(super) fn of(timer: &DueTimer) -> Option<Farewell> {
-        let session = timer.key.name.strip_prefix(PREFIX)?;
-        let farewell: Farewell = serde_json::from_str(&timer.data).ok()?;
-        Some(Farewell { session: session.into(), ..farewell })
+        timer.key.name.strip_prefix(PREFIX)?;
+        serde_json::from_str(&timer.data).ok()
+    }
+
+    /// The name of the session, which its timer's name says.
+    pub(super) fn session(timer: &DueTimer) -> &str {
+        timer.key.name.strip_prefix(PREFIX).unwrap_or_default()
     }
 
     pub(super) fn client(&self) -> Client {
@@ -53,15 +53,11 @@ impl Farewell {
     }
 
     /// Sets the timers: one for each handler that wants to know.
-    pub fn timers(&self, pipeline: &Pipeline, after_ms: Millis) -> Vec<(TimerKey, TimerChange)> {
+    pub fn timers(&self, pipeline: &Pipeline, session: &str, after_ms: Millis) -> Vec<(TimerKey, TimerChange)> {
         // Texts always have a JSON form.
         let data: Arc<str> = serde_json::to_string(self).unwrap_or_default().into();
-        keys(pipeline, &self.session).map(|key| (key, TimerChange::Set { after_ms, data: data.clone() })).collect()
+        keys(pipeline, session).map(|key| (key, TimerChange::Set { after_ms, data: data.clone() })).collect()
     }
-}
-
-fn nameless() -> Arc<str> {
-    "".into()
 }
 
 /// Cancels the timers of a session that is not over.

@@ -12,14 +12,15 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::departure::Departure;
 use super::language::Language;
 use super::recovery::{Claim, Lost, Past, count, hand_over};
+use super::requests::RETRY_AFTER_MS;
 use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
 use crate::client::{Client, ConnectionId, Identity, random_id};
 use crate::close::Close;
 use crate::commit::{Commit, CommitId, Cursor, Effect, Grant, Millis, Position, SessionRecord, now_ms};
 use crate::connection::upgrade::Protocol;
-use crate::decision::farewell::Farewell;
 use crate::decision::token::peek_tenant;
 use crate::decision::{Decided, Input, Returning, Undecided};
 use crate::delivery::rooms::{Attached, Local};
@@ -29,9 +30,6 @@ use crate::room::Room;
 
 /// How long an answer waits for this node to apply the commit that it speaks of.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// When it is worth trying again where the engine did not answer, in milliseconds.
-pub(super) const RETRY_AFTER_MS: Millis = 1_000;
 
 /// One namespace of a client.
 pub(super) struct Connection {
@@ -71,6 +69,7 @@ impl Connection {
             connection: self.client.connection.clone(),
             subject: self.client.identity.subject.clone(),
             namespace: self.client.namespace.clone(),
+            claims: self.client.identity.claims.clone(),
             rooms: self.local.grants.lock().iter().map(|(room, grant)| (room.clone(), *grant)).collect(),
             ttl_ms,
             heard: self.heard,
@@ -106,7 +105,7 @@ fn expiry(identity: &Identity) -> Option<Instant> {
 
 /// Waits until this node has applied what was decided, where the answer would otherwise be
 /// ahead of it: the next event of the client may rest on it.
-pub(super) async fn applied(gateway: &Gateway, tenant: &LiveTenant, decided: &Decided) {
+pub(super) async fn applied(gateway: &Arc<Gateway>, tenant: &Arc<LiveTenant>, decided: &Decided) {
     let (true, Some(position)) = (decided.memberships, decided.position) else { return };
     let Ok(rooms) = tenant.rooms(gateway).await else { return };
     if tokio::time::timeout(APPLY_TIMEOUT, rooms.applied(position)).await.is_err() {
@@ -224,8 +223,10 @@ impl Session {
         let expires = expiry(&identity);
         let client = Client { connection: ConnectionId::random(), identity, namespace: namespace.clone() };
         let mut back = self.look_back(tenant, &client, claim).await?;
+        let session: Arc<str> = back.past().map_or_else(|| random_id().into(), |past| past.record.session.clone());
         let local = Arc::new(Local {
             id: client.connection.clone(),
+            session: session.clone(),
             subject: client.identity.subject.clone(),
             namespace: namespace.clone(),
             outbox: self.outbox.clone(),
@@ -239,15 +240,16 @@ impl Session {
         let attached = rooms.attach(local.clone()).await.map_err(|error| unavailable(error.to_string()))?;
         let heard = back.past().map_or_else(|| rooms.position(), |past| past.since.whole());
         let record = SessionRecord {
-            session: back.past().map_or_else(|| random_id().into(), |past| past.record.session.clone()),
+            session: session.clone(),
             connection: client.connection.clone(),
             subject: client.identity.subject.clone(),
             namespace: namespace.clone(),
+            claims: client.identity.claims.clone(),
             rooms: BTreeMap::new(),
             ttl_ms: tenant.tenant.limits.recovery_window_ms,
             heard: self.language.has_offsets().then_some(heard),
         };
-        let (session, heard) = (record.session.clone(), record.heard);
+        let heard = record.heard;
         let returning = back.past().map(|past| Returning { record: &past.record, rooms: &past.rooms });
         let input = Input::Connect { who: &client, session: record, returning };
         let pipeline = tenant.pipeline.load_full();
@@ -343,6 +345,7 @@ impl Session {
         let mut welcome = json!({
             "connection": connection.client.connection.as_str(),
             "session": &*connection.session,
+            "server": self.gateway.server_id,
             "subject": &*connection.client.identity.subject,
             "namespace": &*connection.client.namespace,
             "rooms": rooms,
@@ -426,40 +429,30 @@ impl Session {
     pub(super) async fn leave_namespace(&mut self, namespace: &str) {
         if let Some(index) = self.connections.iter().position(|c| &*c.local.namespace == namespace) {
             let connection = self.connections.remove(index);
-            let ended = self.language.has_offsets().then(|| connection.record(0));
-            self.leave_with(connection, Close::ClientLeft, ended).await;
+            if self.language.has_offsets() {
+                self.end_session(&connection).await;
+            }
+            self.leave(connection, Close::ClientLeft).await;
             // Without any namespace it has the time of a handshake for another.
             self.opened = Instant::now();
         }
     }
 
-    /// Out of all rooms, on every node. The session record stays: the client may come back; handlers that
-    /// want to know are told when it has not.
-    pub(super) async fn leave(&self, connection: Connection, close: Close) {
-        self.leave_with(connection, close, None).await;
+    async fn end_session(&self, connection: &Connection) {
+        let Some(tenant) = &self.tenant else { return };
+        let commit = Commit { session: Some(connection.record(0)), ..Commit::new(CommitId::random()) };
+        if let Err(error) = tenant.decisions.commit_directly(commit).await {
+            tracing::debug!(tenant = %tenant.tenant.id, %error, "a session ends only with its time");
+        }
     }
 
-    async fn leave_with(&self, connection: Connection, close: Close, session: Option<SessionRecord>) {
+    /// Out of all rooms, on every node, at once or when its grace is over. The session record stays: the client may
+    /// come back; handlers that want to know are told when it has not.
+    pub(super) async fn leave(&self, connection: Connection, close: Close) {
         let Some(tenant) = &self.tenant else { return };
         // Before the commit: what the log says of it then is no news.
         connection.local.leaving.store(true, Ordering::Release);
-        if close == Close::Fenced && self.went_on(tenant, &connection).await {
-            return;
-        }
-        let gone = Effect::Gone { id: connection.client.connection.clone() };
-        let window = tenant.tenant.limits.recovery_window_ms;
-        let farewell = Farewell::new(&connection.client, &connection.session, close.word());
-        let timers = farewell.timers(&tenant.pipeline.load(), window);
-        let commit = Commit { effects: vec![gone], timers, session, ..Commit::new(CommitId::random()) };
-        if let Err(error) = tenant.decisions.commit_directly(commit).await {
-            tracing::warn!(tenant = %tenant.tenant.id, %error, "a connection's leaving was not committed");
-        }
-    }
-
-    /// Has the session gone on with another connection? Then all that is to be done was done there.
-    async fn went_on(&self, tenant: &LiveTenant, connection: &Connection) -> bool {
-        let record = self.gateway.engine.session(&tenant.tenant.id, &connection.session).await;
-        matches!(record, Ok(Some(record)) if record.connection != connection.client.connection)
+        Departure::of(&self.gateway, tenant, &connection.client, &connection.session, close).depart().await;
     }
 }
 

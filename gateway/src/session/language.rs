@@ -82,13 +82,23 @@ impl Language {
 
     pub(super) fn dialect(&self) -> Dialect {
         match self {
-            Language::Json => Dialect { slot: 0, event: json_event, farewell: json_farewell, reset: json_reset },
-            Language::SocketIo { recovery: false, .. } => {
-                Dialect { slot: 1, event: socketio_event, farewell: socketio_farewell, reset: socketio_reset }
+            Language::Json => {
+                Dialect { slot: 0, event: json_event, farewell: json_farewell, reset: json_reset, notice: json_notice }
             }
-            Language::SocketIo { recovery: true, .. } => {
-                Dialect { slot: 2, event: offset_event, farewell: offset_farewell, reset: offset_reset }
-            }
+            Language::SocketIo { recovery: false, .. } => Dialect {
+                slot: 1,
+                event: socketio_event,
+                farewell: socketio_farewell,
+                reset: socketio_reset,
+                notice: socketio_notice,
+            },
+            Language::SocketIo { recovery: true, .. } => Dialect {
+                slot: 2,
+                event: offset_event,
+                farewell: offset_farewell,
+                reset: offset_reset,
+                notice: offset_notice,
+            },
         }
     }
 
@@ -216,6 +226,14 @@ fn json_reset(_namespace: &str, position: Position) -> Bytes {
     text_frame(&plain::notice("reset", &json!({ "pos": position.to_string() })))
 }
 
+fn json_notice(_namespace: &str, event: &str, data: &Payload, _at: Position) -> Bytes {
+    text_frame(&plain::notice_payload(event, data))
+}
+
+fn socketio_notice(namespace: &str, event: &str, data: &Payload, _at: Position) -> Bytes {
+    packet(socketio::event(namespace, event, data, None))
+}
+
 fn socketio_event(publication: &Publication, _place: Place) -> Bytes {
     packet(socketio::event(publication.room.namespace(), &publication.event, &publication.data, None))
 }
@@ -244,4 +262,8 @@ fn offset_farewell(namespace: &str, why: &Refusal, reached: Option<Cursor>) -> B
 fn offset_reset(namespace: &str, position: Position) -> Bytes {
     let data = Payload::one(&json!({ "pos": position.to_string() }));
     packet(offset(namespace, "reset", &data, Some(Cursor { position, part: None })))
+}
+
+fn offset_notice(namespace: &str, event: &str, data: &Payload, at: Position) -> Bytes {
+    packet(offset(namespace, event, data, Some(Cursor { position: at, part: None })))
 }

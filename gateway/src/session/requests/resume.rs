@@ -6,12 +6,11 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Answer, Session, argument, invalid};
+use super::{Answer, Session, argument, invalid, unavailable};
 use crate::commit::Cursor;
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
-use crate::session::connection::RETRY_AFTER_MS;
 use crate::session::language::Language;
 use crate::session::recovery::{Claim, Lost, Past, count, hand_over};
 
@@ -46,10 +45,7 @@ impl Session {
         let resumed = self.catch_up(tenant, index, &claim).await;
         let (result, answer) = match resumed {
             Ok(Ok(answer)) => ("recovered", Ok(answer)),
-            Ok(Err(Lost::Unavailable(error))) => {
-                let refusal = Refusal::new("engine_unavailable", error.to_string());
-                ("unavailable", Err(Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..refusal }))
-            }
+            Ok(Err(Lost::Unavailable(error))) => ("unavailable", Err(unavailable(&error))),
             Ok(Err(lost)) => (lost.word(), Ok(not_recovered(&lost))),
             Err(refusal) => ("refused", Err(refusal)),
         };

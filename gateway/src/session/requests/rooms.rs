@@ -5,13 +5,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Session, argument, invalid};
+use super::{Answer, RETRY_AFTER_MS, Session, argument, invalid};
 use crate::commit::{Commit, CommitId, Effect, Position, SessionRecord, Who};
 use crate::decision::{Decided, Input};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
-use crate::session::connection::{RETRY_AFTER_MS, applied};
+use crate::session::connection::applied;
 
 /// Rooms that one `subscribe` names at most.
 const ROOMS_PER_REQUEST_MAX: usize = 100;
