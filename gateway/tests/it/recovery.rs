@@ -1,12 +1,17 @@
 //! Coming back, in both protocols, to any node: exactly what was missed, or the word that it cannot be had.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use postern::engine::embedded::{EmbeddedEngine, Options};
 use serde_json::{Value, json};
 
 use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
 use crate::support::redis_server::RedisServer;
+use crate::support::staged_engine::StagedEngine;
 use crate::support::{harm, open, resident, society, token};
 
 const RECOVERY: &str = "socketio_recovery = true";
@@ -424,4 +429,116 @@ fn a_socket_io_client_gets_in_by_itself_once_the_engine_is_back() {
     redis.start_again();
     io.expect(json!({ "what": "connect", "name": "bob" }));
     assert_eq!(io.ask("bob", "echo", json!(1)), 1);
+}
+
+/// The texts that a client without a library received, in order.
+fn texts(ws: &Clients, name: &str) -> Vec<String> {
+    let seen = ws.all(&json!({ "what": "message", "name": name }));
+    seen.iter().filter_map(|message| message["text"].as_str().map(str::to_owned)).collect()
+}
+
+/// Waits for a text that begins so.
+fn text(ws: &Clients, name: &str, beginning: &str) -> String {
+    let deadline = Instant::now() + Duration::from_secs(8);
+    loop {
+        if let Some(found) = texts(ws, name).into_iter().find(|text| text.starts_with(beginning)) {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{beginning} did not come: {:?}", texts(ws, name));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn open_raw(ws: &mut Clients, name: &str, node: &Node) {
+    let url = format!("ws://{}/t/one/socket.io/?EIO=4&transport=websocket", node.address);
+    ws.tell(json!({ "do": "connect", "name": name, "url": url }));
+    text(ws, name, "0{");
+}
+
+fn send_raw(ws: &mut Clients, name: &str, text: String) {
+    ws.tell(json!({ "do": "send", "name": name, "text": text }));
+}
+
+/// The JSON behind a packet's head.
+fn body(text: &str, head: &str) -> Value {
+    serde_json::from_str(text.strip_prefix(head).unwrap()).unwrap()
+}
+
+#[test]
+fn namespaces_of_one_transport_come_back_each_with_its_own_session() {
+    let redis = RedisServer::start();
+    let [one, two] = two_nodes(&redis);
+    let mut ws = Clients::ws();
+    open_raw(&mut ws, "first", &one);
+    let mut auths = Vec::new();
+    for (namespace, room) in [("", "r:1"), ("/events,", "lobby")] {
+        send_raw(&mut ws, "first", format!("40{namespace}{}", auth("bob")));
+        let welcome = text(&ws, "first", &format!("40{namespace}{{"));
+        let pid = body(&welcome, &format!("40{namespace}"))["pid"].clone();
+        send_raw(&mut ws, "first", format!("42{namespace}{}", json!(["join_room", { "room": room }])));
+        let joined = text(&ws, "first", &format!("42{namespace}["));
+        let offset = body(&joined, &format!("42{namespace}"))[2].clone();
+        assert!(is_offset(&offset) && pid.is_string(), "{welcome} {joined}");
+        auths.push(json!({ "token": auth("bob")["token"], "pid": pid, "offset": offset }));
+    }
+    assert_ne!(auths[0]["pid"], auths[1]["pid"]);
+    cut_ws(&mut ws, "first");
+    let eve = token("one", "eve", json!({}));
+    ws.join_ws(&two, "eve", "one", &eve);
+    ws.request("eve", "join_room", json!({ "room": "r:1" }));
+    ws.try_ws("events", &format!("{}?namespace=/events", two.ws("one")), &eve);
+    ws.request("events", "join_room", json!({ "room": "lobby" }));
+    say(&mut ws, 1);
+    ws.request("events", "publish", json!({ "room": "lobby", "event": "n", "data": 2 }));
+    open_raw(&mut ws, "back", &two);
+    send_raw(&mut ws, "back", format!("40{}", auths[0]));
+    send_raw(&mut ws, "back", format!("40/events,{}", auths[1]));
+    text(&ws, "back", "42[");
+    text(&ws, "back", "42/events,[");
+    let all = texts(&ws, "back");
+    let order: Vec<_> = all.iter().map(|text| text.split(['{', '[']).next().unwrap()).collect();
+    assert_eq!(order, ["0", "40", "42", "40/events,", "42/events,"], "{all:?}");
+    for (index, (head, n)) in [("40", 1), ("40/events,", 2)].into_iter().enumerate() {
+        assert_eq!(body(&all[1 + 2 * index], head)["pid"], auths[index]["pid"]);
+        assert_eq!(body(&all[2 + 2 * index], &head.replace("40", "42"))[1], n);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_was_lost_after_it_was_committed_is_not_acknowledged_as_joined() {
+    let dir = tempfile::tempdir().unwrap();
+    let (name, file) = open("one", "");
+    std::fs::write(dir.path().join(format!("{name}.toml")), file).unwrap();
+    let flags = BTreeMap::from([
+        ("tenants", dir.path().display().to_string()),
+        ("host", "127.0.0.1".to_owned()),
+        ("port", "0".to_owned()),
+    ]);
+    let config = postern::config::load(&flags, &BTreeMap::new()).unwrap();
+    let listener = postern::run::bind(&config).await.unwrap();
+    let url = format!("ws://{}/t/one/ws", listener.local_addr().unwrap());
+    let loses = Arc::new(AtomicBool::new(false));
+    let engine = StagedEngine::losing(EmbeddedEngine::in_memory(Options::default()).unwrap(), loses.clone());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let node = tokio::task::spawn(postern::run::run(config, listener, engine, async move { drop(stopped.await) }));
+    let clients = tokio::task::spawn_blocking(move || {
+        let mut ws = Clients::ws();
+        ws.try_ws("bob", &url, &token("one", "bob", json!({})));
+        ws.message("bob", json!({ "event": "connected" }));
+        loses.store(true, Ordering::Release);
+        let lost = ws.request("bob", "join_room", json!({ "room": "r:1" }));
+        assert_eq!(lost["error"]["code"], "engine_unavailable", "{lost}");
+        assert!(lost["error"]["retry_after_ms"].is_u64(), "{lost}");
+        ws.message("bob", json!({ "event": "reset" }));
+        ws.try_ws("eve", &url, &token("one", "eve", json!({})));
+        assert_eq!(ws.message("eve", json!({ "event": "error" }))["data"]["code"], "engine_unavailable");
+        assert_eq!(ws.closed("eve"), (4003, "engine_unavailable".into()));
+        loses.store(false, Ordering::Release);
+        assert_eq!(ws.request("bob", "join_room", json!({ "room": "r:1" }))["room_name"], "r:1");
+        ws.request("bob", "publish", json!({ "room": "r:1", "event": "n", "data": 1 }));
+        ws.message("bob", json!({ "event": "n" }));
+    });
+    clients.await.unwrap();
+    drop(stop);
+    node.await.unwrap().unwrap();
 }
