@@ -520,7 +520,7 @@ async fn what_was_lost_after_it_was_committed_is_not_acknowledged_as_joined() {
     let loses = Arc::new(AtomicBool::new(false));
     let engine = StagedEngine::losing(EmbeddedEngine::in_memory(Options::default()).unwrap(), loses.clone());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let node = tokio::task::spawn(postern::run::run(config, listener, engine, async move { drop(stopped.await) }));
+    let node = postern::run::run(config, listener, engine, async move { drop(stopped.await) });
     let clients = tokio::task::spawn_blocking(move || {
         let mut ws = Clients::ws();
         ws.try_ws("bob", &url, &token("one", "bob", json!({})));
@@ -538,7 +538,12 @@ async fn what_was_lost_after_it_was_committed_is_not_acknowledged_as_joined() {
         ws.request("bob", "publish", json!({ "room": "r:1", "event": "n", "data": 1 }));
         ws.message("bob", json!({ "event": "n" }));
     });
-    clients.await.unwrap();
-    drop(stop);
-    node.await.unwrap().unwrap();
+    let until_all_is_said = async {
+        let said = clients.await;
+        drop(stop);
+        said
+    };
+    let (ran, said) = tokio::join!(node, until_all_is_said);
+    said.unwrap();
+    ran.unwrap();
 }

@@ -74,7 +74,7 @@ impl Engine for StagedEngine {
         let Follower { position, feed: mut whole } = self.inner.follow(tenant).await?;
         let (sender, feed) = mpsc::channel(FEED_ENTRIES_MAX);
         let loses = self.loses.clone();
-        // It ends with the feed that it reads.
+        #[expect(clippy::disallowed_methods, reason = "it ends with the feed that it reads")]
         tokio::task::spawn(async move {
             while let Some(item) = whole.recv().await {
                 let item = match item {
