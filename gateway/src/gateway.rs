@@ -161,11 +161,12 @@ impl LiveTenant {
         self.rooms.get().map(Rooms::position)
     }
 
-    /// Takes one of a user's connections; `None` when it has as many as it may.
-    pub fn user_slot(&self, subject: &Arc<str>) -> Option<UserSlot> {
+    /// Takes one of a user's connections; `None` when it has as many as it may. A client that comes back may be one
+    /// more: the connection that it comes back from is ended with that.
+    pub fn user_slot(&self, subject: &Arc<str>, comes_back: bool) -> Option<UserSlot> {
         let mut users = self.users.lock();
         let count = users.entry(subject.clone()).or_default();
-        if *count >= self.tenant.limits.connections_per_user {
+        if *count >= self.tenant.limits.connections_per_user.saturating_add(u32::from(comes_back)) {
             return None;
         }
         *count += 1;

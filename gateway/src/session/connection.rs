@@ -143,7 +143,11 @@ impl Session {
             refused(close, format!("the tenant has {max} connections on this node (setting limits.connections)"))
         })?;
         if self.user.is_none() {
-            let Some(slot) = tenant.user_slot(&identity.subject) else {
+            let slot = match tenant.user_slot(&identity.subject, false) {
+                None if self.comes_back(&tenant, &identity, auth).await => tenant.user_slot(&identity.subject, true),
+                slot => slot,
+            };
+            let Some(slot) = slot else {
                 let max = tenant.tenant.limits.connections_per_user;
                 let text = format!("a user may have {max} connections (setting limits.connections_per_user)");
                 return Err(refused(Close::ConnectionLimit, text));
@@ -157,6 +161,17 @@ impl Session {
             self.user = None;
         }
         connected
+    }
+
+    /// Is there a session of this user to which the client comes back?
+    async fn comes_back(&self, tenant: &LiveTenant, identity: &Identity, auth: Option<&str>) -> bool {
+        let claimed = match self.language.has_offsets() {
+            true => Claim::of_auth(auth).map(|claim| claim.session),
+            false => self.hello.claim.as_ref().map(|claim| claim.session.clone()),
+        };
+        let Some(session) = claimed else { return false };
+        let record = self.gateway.engine.session(&tenant.tenant.id, &session).await;
+        matches!(record, Ok(Some(record)) if record.subject == identity.subject)
     }
 
     fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {

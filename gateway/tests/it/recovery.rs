@@ -12,7 +12,7 @@ use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
 use crate::support::redis_server::RedisServer;
 use crate::support::staged_engine::StagedEngine;
-use crate::support::{harm, open, resident, society, token};
+use crate::support::{harm, open, resident, society, tenant_file, token};
 
 const RECOVERY: &str = "socketio_recovery = true";
 
@@ -385,6 +385,39 @@ fn a_connection_whose_session_went_on_elsewhere_is_ended() {
         (&json!(1), &json!(["bob"])),
         "the old one took the new one along"
     );
+}
+
+#[test]
+fn a_client_comes_back_although_the_connection_that_it_lost_still_counts() {
+    let tenant = tenant_file("one", &[("authorizer", "authorizer", "bench")], "limits.connections_per_user = 1", "");
+    let node = Node::start(vec![tenant]);
+    let mut ws = Clients::ws();
+    let bob = token("one", "bob", json!({}));
+    let welcome = ws.join_ws(&node, "half-open", "one", &bob);
+    ws.try_ws("another", &node.ws("one"), &bob);
+    assert_eq!(ws.closed("another"), (4502, "connection_limit".into()));
+    let session = json!({ "session": welcome["session"], "pos": welcome["pos"] });
+    assert_eq!(back_ws(&mut ws, "back", &node, "bob", session)["recovered"], true);
+    assert_eq!(ws.closed("half-open"), (4006, "fenced".into()));
+    ws.try_ws("one more", &node.ws("one"), &bob);
+    assert_eq!(ws.closed("one more"), (4502, "connection_limit".into()));
+}
+
+#[test]
+fn clients_of_a_node_that_stops_come_back_elsewhere_and_miss_nothing() {
+    let redis = RedisServer::start();
+    let [mut one, two] = two_nodes(&redis);
+    let (mut io, mut ws) = (Clients::socketio(), Clients::ws());
+    bob_and_eve(&mut io, &mut ws, &one, &two);
+    one.signal("TERM");
+    io.event("bob", "server:shutdown");
+    io.expect(json!({ "what": "disconnect", "name": "bob" }));
+    say(&mut ws, 1);
+    assert!(back(&mut io, "bob", &two, auth("bob")));
+    assert_eq!(io.event("bob", "n"), 1);
+    assert_eq!(one.wait(), Some(0));
+    let present = ws.request("eve", "presence", json!({ "room": "r:1" }));
+    assert_eq!((&present["count"], &present["users"]), (&json!(2), &json!(["bob", "eve"])));
 }
 
 #[test]
