@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::client::{ConnectionId, random_id};
+use crate::commit::Position;
 use crate::config::Config;
 use crate::decision::Decisions;
 use crate::decision::backlog::Backlog;
@@ -153,6 +154,11 @@ impl LiveTenant {
                 Ok(rooms)
             })
             .await
+    }
+
+    /// Up to where this node has handed out its log; `None` while nobody of it is here.
+    pub fn handed_out(&self) -> Option<Position> {
+        self.rooms.get().map(Rooms::position)
     }
 
     /// Takes one of a user's connections; `None` when it has as many as it may.

@@ -185,7 +185,7 @@ fn the_default_tenant_must_be_one() {
 
 #[test]
 fn a_tenant_file_says_everything_about_a_tenant() {
-    let before = "relay = [\"typing\", \"cursor:*\"]\nbroadcast = [\"notice\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nbackend_token_env = \"BACKEND\"";
+    let before = "relay = [\"typing\", \"cursor:*\"]\nbroadcast = [\"notice\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nsocketio_recovery = true\nbackend_token_env = \"BACKEND\"";
     let after = "[[plugins]]\nname = \"chat\"\nrole = \"handler\"\ncomponent = \"plugin.wasm\"\nevents = [\"chat:*\"]\n\
         settings = { text = \"t\", number = 7, fraction = 1.50, truth = true }\n\
         [limits]\nmessages_per_minute = \"unlimited\"\nconnections = 7\n\
@@ -195,6 +195,7 @@ fn a_tenant_file_says_everything_about_a_tenant() {
     assert_eq!(tenant.relay, [crate::tenant::Pattern("typing".into()), crate::tenant::Pattern("cursor:*".into())]);
     assert_eq!(tenant.broadcast, [crate::tenant::Pattern("notice".into())]);
     assert_eq!((tenant.origins, tenant.history_on_join), (vec!["https://app.example".to_owned()], 9));
+    assert!(tenant.socketio_recovery);
     assert_eq!(tenant.backend_token.unwrap().0, SECRET.as_bytes());
     assert_eq!(
         (tenant.limits.messages_per_minute, tenant.limits.connections, tenant.limits.connections_per_user),
@@ -223,6 +224,7 @@ fn what_cannot_stand_in_a_tenant_file_is_explained() {
         ("presence_events = [\"flat:a1\"]", "", &["presence_events[0]", "a type of rooms", "\"flat:a1\""]),
         ("presence_events = [\"user\"]", "", &["presence_events[0]", "gateway's own", "\"user\""]),
         ("history_on_join = 1001", "", &["history_on_join", "from 0 to 200", "1001"]),
+        ("socketio_recovery = \"maybe\"", "", &["socketio_recovery: must be true or false"]),
         ("backend_token = \"short\"", "", &["backend_token: the secret has 5 bytes; at least 32"]),
         ("backend_token_env = \"NOT_SET\"", "", &["backend_token_env", "`NOT_SET` is not set"]),
         ("limits = 1", "", &["limits: must be a table"]),
