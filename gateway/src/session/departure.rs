@@ -72,8 +72,9 @@ impl Departure {
             When::Never => {}
             When::WithTheNode => drop(self.commit(&commit).await),
             When::After(grace) if self.tenant.leaving.enter(&self.connection) => {
-                self.commit(&commit).await;
-                let gone = Commit { effects: self.gone(), ..Commit::new(CommitId::random()) };
+                let told = self.commit(&commit).await;
+                let timers = if told { Vec::new() } else { commit.timers };
+                let gone = Commit { timers, effects: self.gone(), ..Commit::new(CommitId::random()) };
                 self.linger(gone, grace);
             }
             When::After(_) | When::Now => {
