@@ -12,7 +12,7 @@ use crate::close::{Close, jitter};
 use crate::commit::{Commit, CommitId, Effect, TimerChange, TimerKey};
 use crate::decision::farewell::Farewell;
 use crate::delivery::rooms::{Census, Rooms};
-use crate::engine::{EngineError, NodeStat, Orphan};
+use crate::engine::{EngineError, NodeStat, Orphan, Outcome};
 use crate::gateway::{Gateway, LiveTenant};
 
 /// How often orphans are looked for, and the other nodes told how many connections this one has.
@@ -142,17 +142,30 @@ async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<
     Ok(())
 }
 
+/// Twice: a join that was committed before the first time found no connection, and may be applied here only after
+/// the census. Joins after the first time find theirs.
 async fn put_right(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
-    let (engine, id) = (&gateway.engine, &tenant.tenant.id);
     let all = async {
-        // The registry first: whoever is in it and not attached afterwards has left.
-        let known = engine.registered(id).await.map_err(|error| error.to_string())?;
-        let Census { position, there, attached } = rooms.census().await.map_err(|error| error.to_string())?;
-        let gone = |known: &crate::client::ConnectionId| !attached.contains(known) && !tenant.leaving.contains(known);
-        let gone: Vec<_> = known.into_iter().filter(gone).collect();
-        engine.register(id, position, &there, &gone).await.map_err(|error| error.to_string())?;
-        tracing::info!(tenant = %id, connections = there.len(), gone = gone.len(), "registered again after a loss");
+        register_again(gateway, tenant, rooms).await?;
+        let nothing = Arc::new(Commit::new(CommitId::random()));
+        let top = gateway.engine.commit(&tenant.tenant.id, nothing).await.map_err(|error| error.to_string())?;
+        if let Outcome::Committed(top) = top {
+            rooms.applied(top).await.map_err(|error| error.to_string())?;
+        }
+        let connections = register_again(gateway, tenant, rooms).await?;
+        tracing::info!(tenant = %tenant.tenant.id, connections, "registered again after a loss");
         Ok(())
     };
     tokio::time::timeout(PUT_RIGHT_TIMEOUT, all).await.unwrap_or_else(|_| Err("no answer in time".into()))
+}
+
+async fn register_again(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<usize, String> {
+    let (engine, id) = (&gateway.engine, &tenant.tenant.id);
+    // The registry first: whoever is in it and not attached afterwards has left.
+    let known = engine.registered(id).await.map_err(|error| error.to_string())?;
+    let Census { position, there, attached } = rooms.census().await.map_err(|error| error.to_string())?;
+    let gone = |known: &crate::client::ConnectionId| !attached.contains(known) && !tenant.leaving.contains(known);
+    let gone: Vec<_> = known.into_iter().filter(gone).collect();
+    engine.register(id, position, &there, &gone).await.map_err(|error| error.to_string())?;
+    Ok(there.len())
 }
