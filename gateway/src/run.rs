@@ -53,10 +53,11 @@ pub enum StartError {
 pub async fn open_engine(config: &Config) -> Result<Arc<dyn Engine>, StartError> {
     match &config.redis_url {
         Some(url) => {
-            let engine = redis::connect(url.as_str(), redis::Options::default())
-                .await
-                .map_err(|error| StartError::Engine(error.to_string()))?;
-            tracing::info!("Redis mode: state and events are shared with all nodes on this Redis");
+            let options = redis::Options { ca_file: config.redis_ca_file.clone(), ..redis::Options::default() };
+            let engine =
+                redis::connect(url.as_str(), options).await.map_err(|error| StartError::Engine(error.to_string()))?;
+            let servers = engine.description();
+            tracing::info!(servers, "Redis mode: state and events are shared with all nodes on this Redis");
             Ok(engine)
         }
         None => {

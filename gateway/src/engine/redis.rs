@@ -2,19 +2,27 @@
 //!
 //! Redis's single thread is what makes a commit atomic and the log one order for all nodes; its
 //! `master_replid` says when the data may be from another history, so that a new epoch begins. All
-//! connections are supervised here (`link`, `subscriptions`); a message on the channel that does not follow the
-//! one before is answered by reading the log (`follow`).
+//! connections are supervised here (`link`, `subscriptions`), a pair for each master that there is (`router`); a
+//! message on the channel that does not follow the one before is answered by reading the log (`follow`).
 
 mod backoff;
+mod cluster;
+mod dial;
 mod follow;
 mod frame;
 mod keys;
 mod link;
+mod memory;
+mod probe;
+mod router;
 mod script;
+mod sentinel;
 mod subscriptions;
 mod timers;
+pub(crate) mod url;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,16 +33,20 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use self::dial::Dialer;
 use self::follow::{Log, Pump, unexpected};
 use self::keys::TenantKeys;
-use self::link::{Commands, Dialer};
-use self::subscriptions::Subscriptions;
+use self::memory::Memory;
+use self::router::{Route, Router};
+use self::url::{Kind, Target};
 use super::{
     COMMIT_ID_KEPT_MS, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, Outcome,
     Range, TIMER_LEASE_MS,
 };
 use crate::client::ConnectionId;
-use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Version, Versioned};
+use crate::commit::{
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Version, Versioned, now_ms,
+};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -43,6 +55,9 @@ const FIRST_CONNECTION_MAX: Duration = Duration::from_secs(5);
 
 /// A session's name has at most so many bytes; there are no records under longer ones.
 const SESSION_NAME_BYTES_MAX: usize = 256;
+
+/// The place of the generation in what the commit script is called with.
+const GENERATION: usize = 3;
 
 /// Keys of one page, at most.
 const KEY_PAGE_MAX: usize = 1_000;
@@ -56,20 +71,29 @@ pub struct Options {
     pub log_age_max: Duration,
     /// How long a claimed timer stays with whoever claimed it, in milliseconds.
     pub timer_lease_ms: Millis,
+    /// Certificates (PEM) of the authorities that may have signed the servers', for `rediss`; `None`: those that the
+    /// system trusts.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for Options {
     /// 20,000 entries of two minutes and a half, which is what recovery needs, and
     /// [`TIMER_LEASE_MS`].
     fn default() -> Self {
-        Options { log_entries_max: 20_000, log_age_max: Duration::from_secs(150), timer_lease_ms: TIMER_LEASE_MS }
+        Options {
+            log_entries_max: 20_000,
+            log_age_max: Duration::from_secs(150),
+            timer_lease_ms: TIMER_LEASE_MS,
+            ca_file: None,
+        }
     }
 }
 
 /// The engine on a Redis server. Its tasks end when it is dropped.
 pub struct RedisEngine {
-    commands: Commands,
-    subscriptions: Subscriptions,
+    router: Arc<Router>,
+    memory: Arc<Memory>,
+    target: Arc<Target>,
     options: Options,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -82,24 +106,51 @@ impl fmt::Debug for RedisEngine {
     }
 }
 
-/// Connects to `redis://[user:password@]host[:port][/db]`, Redis or Valkey 7 or newer, and comes back when commands can
-/// be sent. From then on the engine reconnects by itself, without end.
+/// What is wrong with a URL, without repeating any of it; `None`: [`connect`] understands it.
+pub(crate) fn mistake_in_url(url: &str) -> Option<String> {
+    Target::parse(url).err()
+}
+
+/// Connects to Redis or Valkey 7 or newer and comes back when commands can be sent. From then on the engine reconnects
+/// by itself, without end. The forms of the URL are
+///
+/// * `redis://[user:password@]host[:port][/database]`: one server;
+/// * `redis+sentinel://[user:password@]host[:port],…/service[/database]`: the master that the Sentinels name, now and
+///   after each fail-over. User and password are the master's; the Sentinels get them only when they refuse without;
+/// * `redis+cluster://[user:password@]host[:port],…`: the masters of a cluster, found through any of the servers.
+///
+/// and each with `rediss` instead of `redis` for TLS. What is not a letter or digit of a password is
+/// percent-encoded.
 ///
 /// # Errors
 /// [`EngineError::Unavailable`] when the URL is not usable, or when there is no such server after
 /// five seconds; the text says why.
 pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, EngineError> {
-    let dialer = Dialer::new(url)?;
+    // Before the first handle to a metric is made, or it counts for nobody.
+    _ = crate::telemetry::metrics();
+    let dialer = Dialer::new(url, options.ca_file.as_deref())?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let (commands, supervisor) = Commands::supervised(dialer.clone(), stop.clone());
-    tasks.spawn(supervisor);
-    let (subscriptions, supervisor) = Subscriptions::supervised(dialer, stop.clone());
-    tasks.spawn(supervisor);
+    let router = Router::new(tasks.clone(), stop.clone());
     let _stop_when_dropped = stop.clone().drop_guard();
-    let engine = RedisEngine { commands, subscriptions, options, tasks, stop, _stop_when_dropped };
-    engine.commands.link_within(FIRST_CONNECTION_MAX).await?;
+    match dialer.target.kind {
+        Kind::Standalone | Kind::Sentinel(_) => router.install_only(&dialer),
+        Kind::Cluster => {
+            let follow = cluster::follow(router.clone(), dialer.clone());
+            let stop = stop.clone();
+            tasks.spawn(async move { stop.run_until_cancelled(follow).await });
+        }
+    }
+    let memory = Memory::new(options.log_entries_max, age_ms(&options));
+    let engine =
+        RedisEngine { router, memory, target: dialer.target.clone(), options, tasks, stop, _stop_when_dropped };
+    engine.router.ready(FIRST_CONNECTION_MAX).await?;
     Ok(Arc::new(engine))
+}
+
+/// How old entries may be, in milliseconds; at least 1.
+fn age_ms(options: &Options) -> Millis {
+    Millis::try_from(options.log_age_max.as_millis()).unwrap_or(Millis::MAX).max(1)
 }
 
 impl RedisEngine {
@@ -111,32 +162,40 @@ impl RedisEngine {
         self.tasks.wait().await;
     }
 
-    fn log(&self, tenant: &TenantId) -> Log {
-        Log { commands: self.commands.clone(), keys: TenantKeys::of(tenant) }
+    /// For the log line at the start: what kind of Redis, which servers, how many partitions.
+    pub fn description(&self) -> String {
+        format!("{:?}, {} partitions", self.target, keys::PARTITIONS)
     }
 
-    /// One command that may be done twice: when the connection breaks, it is tried on the next.
-    async fn ask<T: ::redis::FromRedisValue>(&self, command: &::redis::Cmd) -> Result<T, EngineError> {
-        let link = self.commands.link().await?;
-        match command.query_async(&mut link.connection()).await {
-            Err(error) if error.is_connection_dropped() => {
-                link.give_up();
-                let link = self.commands.link().await?;
-                command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))
-            }
-            answer => answer.map_err(|e| link.read_error(&e)),
-        }
+    fn log(&self, tenant: &TenantId) -> Log {
+        Log { route: self.router.to_tenant(tenant), keys: TenantKeys::of(tenant) }
+    }
+
+    /// The time by the clock of the server that holds a tenant; about.
+    fn now_of(&self, route: &Route) -> Millis {
+        let ahead_ms = route.master().map_or(0, |master| master.commands.ahead_ms());
+        now_ms().saturating_add_signed(ahead_ms)
+    }
+
+    /// One command on a tenant's server that may be done twice.
+    async fn ask<T: ::redis::FromRedisValue>(
+        &self,
+        tenant: &TenantId,
+        command: &::redis::Cmd,
+    ) -> Result<T, EngineError> {
+        self.router.to_tenant(tenant).ask(command).await
     }
 
     /// One stretch of the index of keys: how many it had, its last key, those that live.
     async fn stretch(
         &self,
+        tenant: &TenantId,
         keys: &TenantKeys,
         from: &str,
         to: &[u8],
         count: usize,
     ) -> Result<(usize, String, Vec<StateKey>), EngineError> {
-        let link = self.commands.link().await?;
+        let link = self.router.to_tenant(tenant).link().await?;
         let count = count.to_string();
         let arguments = [keys.base().as_bytes(), from.as_bytes(), to, count.as_bytes()];
         let answer = script::LIST_KEYS.run(&mut link.connection(), &[&keys.index()], &arguments).await;
@@ -163,16 +222,16 @@ impl Engine for RedisEngine {
         let (partition, channel) = (keys.partition().prefix(), keys.channel());
         let effects = frame::encode_effects(&commit.effects)?;
         let changes = frame::encode_changes(tenant, &commit)?;
-        let age_ms = self.options.log_age_max.as_millis().max(1);
+        let age_ms = age_ms(&self.options);
         let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.options.log_entries_max.max(1).to_string());
         let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
-        let seen = self.commands.epoch_seen().to_string();
-        let link = self.commands.link().await?;
+        let route = self.router.to_tenant(tenant);
+        let seen = route.epoch_seen().to_string();
         let mut arguments: Vec<&[u8]> = vec![
             keys.base().as_bytes(),
             partition.as_bytes(),
             channel.as_bytes(),
-            link.generation.as_bytes(),
+            b"",
             &effects,
             &changes.packed,
             id_kept.as_bytes(),
@@ -183,10 +242,19 @@ impl Engine for RedisEngine {
         ];
         arguments.extend(changes.values.iter().map(|value| &**value));
         let names = [&*keys.log(), &*keys.meta(), &*keys.commit_id(&commit.id)];
-        let answer = script::COMMIT.run(&mut link.connection(), &names, &arguments).await;
-        let outcome = outcome(answer.map_err(|e| link.write_error(&e))?)?;
+        let mut tries = route.tries();
+        let outcome = loop {
+            let link = tries.link().await?;
+            let mut arguments = arguments.clone();
+            arguments[GENERATION] = link.generation.as_bytes();
+            match script::COMMIT.run(&mut link.connection(), &names, &arguments).await {
+                Ok(answer) => break outcome(answer)?,
+                Err(error) => tries.again(&link, &error).await?,
+            }
+        };
         if let Outcome::Committed(position) = &outcome {
-            self.commands.saw(*position);
+            route.saw(*position);
+            self.memory.told(tenant, *position);
         }
         Ok(outcome)
     }
@@ -195,22 +263,29 @@ impl Engine for RedisEngine {
         let message = frame::encode_ephemeral(&publication)?;
         let mut command = ::redis::cmd("SPUBLISH");
         command.arg(TenantKeys::of(tenant).channel()).arg(message);
-        self.ask(&command).await
+        self.ask(tenant, &command).await
     }
 
     async fn follow(&self, tenant: &TenantId) -> Result<Follower, EngineError> {
         // Listen first, read second: what is committed between the two is heard and known.
         let log = self.log(tenant);
-        let (listener, messages) = self.subscriptions.listen(log.keys.channel()).await?;
+        let changes = log.route.changes();
+        let master = log.route.master()?;
+        let (listener, messages) = master.subscriptions.listen(log.keys.channel()).await?;
         let position = log.top().await?;
         let (sender, feed) = mpsc::channel(FEED_ENTRIES_MAX);
-        let pump = Pump { log, listener, messages, feed: sender, at: position };
+        let share = self.memory.share(tenant, position);
+        let pump = Pump { log, master, changes, listener, messages, feed: sender, share, at: position };
         self.tasks.spawn(pump.run(self.stop.clone()));
         Ok(Follower { position, feed })
     }
 
     async fn range(&self, tenant: &TenantId, after: Position, limit: usize) -> Result<Range, EngineError> {
-        self.log(tenant).range(after, limit).await
+        let log = self.log(tenant);
+        match self.memory.range(tenant, after, limit, self.now_of(&log.route)) {
+            Some(range) => Ok(range),
+            None => log.range(after, limit).await,
+        }
     }
 
     async fn history(
@@ -220,7 +295,11 @@ impl Engine for RedisEngine {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Vec<Arc<Entry>>, EngineError> {
-        self.log(tenant).history(room, before, limit).await
+        let log = self.log(tenant);
+        match self.memory.history(tenant, room, before, limit, self.now_of(&log.route)) {
+            Some(entries) => Ok(entries),
+            None => log.history(room, before, limit).await,
+        }
     }
 
     async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Result<Vec<Option<Versioned>>, EngineError> {
@@ -232,7 +311,7 @@ impl Engine for RedisEngine {
         for key in keys {
             command.arg(names.value(key));
         }
-        let values: Vec<Value> = self.ask(&command).await?;
+        let values: Vec<Value> = self.ask(tenant, &command).await?;
         values.into_iter().map(versioned).collect()
     }
 
@@ -254,7 +333,7 @@ impl Engine for RedisEngine {
         let mut page = KeyPage::default();
         loop {
             let wanted = limit + 1 - page.keys.len();
-            let (had, last, live) = self.stretch(&names, &from, &to, wanted).await?;
+            let (had, last, live) = self.stretch(tenant, &names, &from, &to, wanted).await?;
             page.keys.extend(live);
             if page.keys.len() > limit {
                 page.keys.truncate(limit);
@@ -269,11 +348,11 @@ impl Engine for RedisEngine {
     }
 
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
-        timers::claim(&self.commands, self.options.timer_lease_ms, limit).await
+        timers::claim(&self.router, self.options.timer_lease_ms, limit).await
     }
 
     async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
-        timers::release(&self.commands, timer, after_ms).await
+        timers::release(&self.router, timer, after_ms).await
     }
 
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError> {
@@ -281,14 +360,14 @@ impl Engine for RedisEngine {
             return Ok(None);
         }
         let record: Option<Vec<u8>> =
-            self.ask(::redis::cmd("GET").arg(TenantKeys::of(tenant).session(session))).await?;
+            self.ask(tenant, ::redis::cmd("GET").arg(TenantKeys::of(tenant).session(session))).await?;
         record.as_deref().map(frame::decode_session).transpose()
     }
 
     async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Result<Vec<Member>, EngineError> {
         let keys = TenantKeys::of(tenant);
         if let Some(id) = room.as_connection() {
-            let member = self.connection(&keys, room, id).await?;
+            let member = self.connection(tenant, room, id).await?;
             return Ok(member.into_iter().take(limit).collect());
         }
         if limit == 0 {
@@ -296,21 +375,21 @@ impl Engine for RedisEngine {
         }
         let mut command = ::redis::cmd("ZRANGE");
         command.arg(keys.room(room)).arg(0).arg(limit - 1);
-        let members: Vec<String> = self.ask(&command).await?;
+        let members: Vec<String> = self.ask(tenant, &command).await?;
         members.iter().map(|member| parse_member(member)).collect()
     }
 
     async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError> {
         let keys = TenantKeys::of(tenant);
         if let Some(id) = room.as_connection() {
-            return Ok(self.connection(&keys, room, id).await?.into_iter().count());
+            return Ok(self.connection(tenant, room, id).await?.into_iter().count());
         }
-        self.ask(::redis::cmd("ZCARD").arg(keys.room(room))).await
+        self.ask(tenant, ::redis::cmd("ZCARD").arg(keys.room(room))).await
     }
 
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {
         let key = keys::artifact(digest).ok_or_else(|| no_digest(digest))?;
-        let link = self.commands.link().await?;
+        let link = self.router.to_key(&key).link().await?;
         let mut command = ::redis::cmd("SET");
         command.arg(key).arg(&*bytes).arg("NX");
         command.exec_async(&mut link.bulk_connection()).await.map_err(|e| link.write_error(&e))
@@ -318,25 +397,37 @@ impl Engine for RedisEngine {
 
     async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError> {
         let Some(key) = keys::artifact(digest) else { return Ok(None) };
-        let link = self.commands.link().await?;
+        let link = self.router.to_key(&key).link().await?;
         let answer: Result<Option<Vec<u8>>, _> =
             ::redis::cmd("GET").arg(key).query_async(&mut link.bulk_connection()).await;
         Ok(answer.map_err(|e| link.read_error(&e))?.map(Bytes::from))
     }
 
     async fn ping(&self) -> Result<(), EngineError> {
-        self.ask(&::redis::cmd("PING")).await
+        // Where one master answers, its tenants are served.
+        let mut last = EngineError::Unavailable("no master is known".into());
+        for master in self.router.masters() {
+            match master.commands.link().await {
+                Ok(link) => match ::redis::cmd("PING").exec_async(&mut link.connection()).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => last = link.read_error(&error),
+                },
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
-    fn health(&self, _tenant: &TenantId) -> watch::Receiver<Health> {
-        self.commands.health()
+    fn health(&self, tenant: &TenantId) -> watch::Receiver<Health> {
+        self.router.health(tenant)
     }
 }
 
 impl RedisEngine {
     /// The one member of a connection's own room.
-    async fn connection(&self, keys: &TenantKeys, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
-        let who: Option<String> = self.ask(::redis::cmd("HGET").arg(keys.connections()).arg(id)).await?;
+    async fn connection(&self, tenant: &TenantId, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        let who: Option<String> = self.ask(tenant, ::redis::cmd("HGET").arg(keys.connections()).arg(id)).await?;
         let Some((namespace, subject)) = who.as_deref().and_then(|who| who.split_once('\0')) else { return Ok(None) };
         let member = Member { subject: subject.into(), connection: ConnectionId::from(id) };
         Ok((namespace == room.namespace()).then_some(member))
