@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -67,6 +67,8 @@ const NOT_BEHIND: u8 = 0;
 #[derive(Debug)]
 struct Ear {
     messages: mpsc::Sender<Message>,
+    /// Its channel was subscribed at some time: it can have missed something since. Written by the supervisor only.
+    confirmed: AtomicBool,
     /// [`NOT_BEHIND`], or why it is, from 1.
     behind: AtomicU8,
     wake: Notify,
@@ -122,7 +124,16 @@ impl Ears {
     fn mark_behind<'a>(&self, channels: impl Iterator<Item = &'a String>) {
         let by_channel = self.by_channel.lock();
         for ear in channels.filter_map(|channel| by_channel.get(channel)).flatten() {
-            ear.mark_behind(Missed::Reconnect);
+            if ear.confirmed.load(Ordering::Relaxed) {
+                ear.mark_behind(Missed::Reconnect);
+            }
+        }
+    }
+
+    /// Whoever listens to this channel is about to be told so, and reads the log after that.
+    fn confirm(&self, channel: &str) {
+        for ear in self.by_channel.lock().get(channel).into_iter().flatten() {
+            ear.confirmed.store(true, Ordering::Relaxed);
         }
     }
 
@@ -201,7 +212,8 @@ impl Subscriptions {
     /// and may have holes.
     pub(super) async fn listen(&self, channel: String) -> Result<(Listener, mpsc::Receiver<Message>), EngineError> {
         let (sender, messages) = mpsc::channel(MESSAGES_WAITING_MAX);
-        let ear = Arc::new(Ear { messages: sender, behind: AtomicU8::new(NOT_BEHIND), wake: Notify::new() });
+        let (confirmed, behind) = (AtomicBool::new(false), AtomicU8::new(NOT_BEHIND));
+        let ear = Arc::new(Ear { messages: sender, confirmed, behind, wake: Notify::new() });
         self.ears.by_channel.lock().entry(channel.clone()).or_default().push(ear.clone());
         let listener = Listener { ear, channel: channel.clone(), ears: self.ears.clone() };
         match timeout(SUBSCRIBE_TIMEOUT, self.confirmed(&channel)).await {
@@ -345,6 +357,9 @@ impl Supervisor {
         if !open.confirmed.contains(&request.channel) {
             let refused = self.subscribe(&mut open.connection, &[&request.channel], &mut open.confirmed).await?;
             answer = refused.map_or(Ok(()), Err);
+        }
+        if answer.is_ok() {
+            self.ears.confirm(&request.channel);
         }
         // Who asked may have given up; then the channel is given up when the connection is tended.
         _ = request.done.send(answer);
