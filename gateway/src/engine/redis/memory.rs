@@ -192,7 +192,7 @@ mod tests {
             data: Payload { args: "1".into(), attachments: Vec::new() },
             except: None,
         };
-        Arc::new(Entry { position, at: 1_000, effects: vec![Effect::Publish(publication)] })
+        Arc::new(Entry { position, at: 1_000, effects: vec![Effect::Publish(publication)], presence: Vec::new() })
     }
 
     fn acme() -> TenantId {

@@ -262,6 +262,11 @@ impl Route {
         self.router.table.subscribe()
     }
 
+    /// How it is with the slot: as with the partition that is in the same stretch of slots.
+    pub(super) fn health(&self) -> watch::Receiver<Health> {
+        self.router.health[self.slot * PARTITIONS / SLOTS].subscribe()
+    }
+
     /// The connection to it, after a short wait if there is none at the moment.
     pub(super) async fn link(&self) -> Result<Link, EngineError> {
         self.master()?.commands.link().await
