@@ -8,7 +8,7 @@ use postern::commit::{Commit, Millis, Position};
 use postern::engine::redis::{Options, RedisEngine, connect};
 use postern::engine::{Engine, EngineError, Follower, Health, Outcome};
 use postern::tenant::TenantId;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::engine_suite::{Fixture, engine_suite};
@@ -26,21 +26,21 @@ pub(crate) struct OnCluster {
     engine: Arc<RedisEngine>,
     options: Options,
     cluster: Arc<Cluster>,
-    _alone: OwnedMutexGuard<()>,
+    _alone: MutexGuard<'static, ()>,
 }
 
-static SHARED: parking_lot::Mutex<(Weak<Cluster>, Option<Arc<Mutex<()>>>)> =
-    parking_lot::Mutex::new((Weak::new(), None));
+static SHARED: parking_lot::Mutex<Weak<Cluster>> = parking_lot::Mutex::new(Weak::new());
+static ALONE: Mutex<()> = Mutex::const_new(());
 
 impl OnCluster {
     async fn with(options: Options) -> OnCluster {
-        let (cluster, alone) = {
+        let cluster = {
             let mut shared = SHARED.lock();
-            let cluster = shared.0.upgrade().unwrap_or_else(|| Arc::new(Cluster::start()));
-            shared.0 = Arc::downgrade(&cluster);
-            (cluster, shared.1.get_or_insert_default().clone())
+            let cluster = shared.upgrade().unwrap_or_else(|| Arc::new(Cluster::start()));
+            *shared = Arc::downgrade(&cluster);
+            cluster
         };
-        let _alone = alone.lock_owned().await;
+        let _alone = ALONE.lock().await;
         cluster.flush();
         let engine = connect(&cluster.url(), options.clone()).await.unwrap();
         OnCluster { engine, options, cluster, _alone }

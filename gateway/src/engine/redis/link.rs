@@ -331,7 +331,9 @@ impl Supervisor {
             tokio::select! {
                 () = link.broken.cancelled() => return "the connection broke".into(),
                 other = &mut renamed => return format!("the Sentinels name another master: {other}"),
-                () = sleep(WATCH_EVERY) => {}
+                // A server that was silent is asked again at once.
+                () = sleep(WATCH_EVERY), if silent == 0 => {}
+                () = std::future::ready(()), if silent > 0 => {}
             }
             let mut connection = link.connection();
             match timeout(WATCH_EVERY, self.ask(&mut connection)).await {
