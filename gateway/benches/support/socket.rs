@@ -32,10 +32,18 @@ pub(crate) struct Reader {
 impl Client {
     /// Connects and waits for the welcome.
     pub(crate) async fn connect(address: SocketAddr, tenant: &str, token: &str) -> Client {
-        let mut stream = TcpStream::connect(address).await.expect("the node accepts");
+        let stream = TcpStream::connect(address).await.expect("the node accepts");
+        let (client, welcome) = Client::greeted(stream, tenant, "", token).await;
+        assert!(welcome.starts_with("{\"event\":\"connected\""), "{welcome}");
+        client
+    }
+
+    /// Asks for a WebSocket, with a query or none, on a connection that is there, and waits for the first message.
+    pub(crate) async fn greeted(mut stream: TcpStream, tenant: &str, query: &str, token: &str) -> (Client, String) {
         stream.set_nodelay(true).expect("an option");
+        let address = stream.peer_addr().expect("it is connected");
         let request = format!(
-            "GET /t/{tenant}/ws HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\n\
+            "GET /t/{tenant}/ws?{query} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\n\
              upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await.expect("the request is sent");
@@ -50,8 +58,7 @@ impl Client {
         assert!(head.starts_with("HTTP/1.1 101"), "no WebSocket: {head}");
         let mut client = Client::of(stream, bytes, end);
         let welcome = client.next().await.expect("a welcome");
-        assert!(welcome.starts_with("{\"event\":\"connected\""), "{welcome}");
-        client
+        (client, welcome)
     }
 
     /// A client on a stream whose frames begin at `next` of what was read already.
