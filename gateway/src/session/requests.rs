@@ -13,8 +13,12 @@ use serde_json::{Value, json};
 use super::Session;
 use crate::commit::now_ms;
 use crate::decision::Decided;
+use crate::engine::EngineError;
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
+
+/// What a client is told to wait when the engine could not be asked, in milliseconds.
+const RETRY_AFTER_MS: u64 = 2_000;
 
 /// The events that the gateway answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +89,11 @@ impl Answer {
 
 fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new("invalid", message)
+}
+
+/// The engine could not be asked; the next try may find it.
+fn unavailable(error: &EngineError) -> Refusal {
+    Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..Refusal::new("engine_unavailable", error.to_string()) }
 }
 
 /// The first argument as this request's own type.

@@ -10,6 +10,7 @@ mod engine_suite;
 mod plugin_build;
 mod plugin_host;
 mod redis_engine;
+mod redis_nodes;
 
 // The whole, as its users meet it.
 mod approvals;
@@ -21,7 +22,9 @@ mod deploy;
 mod harm;
 mod http;
 mod limits;
+mod outage;
 mod outcome;
+mod presence;
 mod rooms;
 mod shutdown;
 mod socketio;
