@@ -34,6 +34,9 @@ const BEFORE: Duration = Duration::from_secs(3);
 const SPREAD: Duration = Duration::from_secs(10);
 /// How long there is publishing after the last has begun to come back.
 const AFTER: Duration = Duration::from_secs(5);
+/// What a client waits before it tries again, doubled each time up to so many times as much.
+const BACK_OFF_MIN: Duration = Duration::from_millis(250);
+const BACK_OFF_MAX_TIMES: u32 = 16;
 /// How long everything may take from the cut on.
 const NEVER: Duration = Duration::from_secs(120);
 
@@ -103,6 +106,8 @@ struct Crowd {
     stays: SocketAddr,
     /// From accept to the last event that was missed.
     caught_up: RefCell<Vec<Duration>>,
+    /// The same from the first attempt, refusals and waiting included.
+    back_after: RefCell<Vec<Duration>>,
     last_caught_up: Cell<Option<Instant>>,
     missed: Cell<u64>,
     received: Cell<u64>,
@@ -135,6 +140,7 @@ impl Crowd {
             goes,
             stays,
             caught_up: RefCell::default(),
+            back_after: RefCell::default(),
             last_caught_up: Cell::default(),
             missed: Cell::default(),
             received: Cell::default(),
@@ -152,7 +158,7 @@ impl Crowd {
         let tenant = name(n % TENANTS);
         let token = token(&tenant, &format!("user{n}"));
         let stream = TcpStream::connect(self.goes).await.expect("the node accepts");
-        let (mut client, welcome) = Client::greeted(stream, &tenant, "", &token).await;
+        let (mut client, welcome) = Client::greeted(stream, &tenant, "", &token).await.expect("the node answers");
         let welcome: Value = serde_json::from_str(&welcome).expect("JSON");
         let text = |key: &str| welcome["data"][key].as_str().unwrap_or_else(|| panic!("{welcome}")).to_owned();
         let (session, pos) = (text("session"), text("pos"));
@@ -170,15 +176,20 @@ impl Crowd {
         // Evenly spread, and not in the order in which they came.
         let share = life.n.wrapping_mul(7_919) % self.clients;
         tokio::time::sleep_until((cut + SPREAD * share as u32 / self.clients as u32).into()).await;
+        let begun = Instant::now();
+        let mut tried = 0;
         let mut client = loop {
-            match self.come_back(&mut life).await {
-                Some(client) => break client,
-                None => {
-                    self.refused.set(self.refused.get() + 1);
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                }
+            if let Some(client) = self.come_back(&mut life).await {
+                break client;
             }
+            self.refused.set(self.refused.get() + 1);
+            tried += 1;
+            let back_off = BACK_OFF_MIN * 2_u32.pow(tried).min(BACK_OFF_MAX_TIMES);
+            // Jitter: another part of it for each client and each time.
+            let share = (life.n.wrapping_mul(7_919) + tried as usize * 104_729) % 1_000;
+            tokio::time::sleep(back_off / 2 + back_off * share as u32 / 2_000).await;
         };
+        self.back_after.borrow_mut().push(begun.elapsed());
         while !life.finished {
             let Some(text) = client.next().await else { return };
             self.heard(&mut life, &text);
@@ -192,7 +203,13 @@ impl Crowd {
         let stream = TcpStream::connect(self.stays).await.ok()?;
         let accepted = Instant::now();
         let query = format!("session={}&pos={}", life.session, life.pos);
-        let (mut client, welcome) = Client::greeted(stream, &life.tenant, &query, &life.token).await;
+        let (mut client, welcome) = match Client::greeted(stream, &life.tenant, &query, &life.token).await {
+            Ok(greeted) => greeted,
+            Err(error) => {
+                self.first(&error.to_string().into());
+                return None;
+            }
+        };
         let welcome: Value = serde_json::from_str(&welcome).expect("JSON");
         if welcome["event"] != "connected" {
             self.first(&welcome);
@@ -203,17 +220,22 @@ impl Crowd {
         if answer["recovered"].is_null() {
             // A build that is to be asked.
             let resume = format!("{{\"session\":\"{}\",\"pos\":\"{}\"}}", life.session, life.pos);
-            client.send(&format!("{{\"id\":1,\"event\":\"resume\",\"data\":{resume}}}")).await;
+            client.try_send(&format!("{{\"id\":1,\"event\":\"resume\",\"data\":{resume}}}")).await.ok()?;
+            // Until the answer says so, what comes is not what was missed.
+            let mut held = Vec::new();
             answer = loop {
                 let text = client.next().await?;
                 if text.starts_with("{\"id\":1,") {
                     break serde_json::from_str(&text).expect("JSON");
                 }
-                missed += u64::from(self.heard(life, &text));
+                held.push(text);
             };
             if answer["error"].is_object() {
                 self.first(&answer);
                 return None;
+            }
+            for text in held {
+                missed += u64::from(self.heard(life, &text));
             }
             answer = answer["data"].take();
         }
@@ -258,12 +280,13 @@ impl Crowd {
     }
 
     fn report(&self, killed: Instant, complete: bool, published: u64) {
-        let times = Times::new(self.caught_up.take());
+        let (times, after) = (Times::new(self.caught_up.take()), Times::new(self.back_after.take()));
         let last = self.last_caught_up.get().map_or(f64::NAN, |last| (last - killed).as_secs_f64());
         let expected = published * (self.clients / TENANTS / ROOMS) as u64;
         let received = self.received.get() - self.twice.get();
         println!(
-            "  killed: back within {} s each; from accept to caught up {times}; all of them {last:.1} s after the cut\n  \
+            "  killed: back within {} s each; from accept to caught up {times}, from the first attempt {after}; \
+             all of them {last:.1} s after the cut\n  \
              {:.3} % delivered ({received} of {expected}, {} of them by catching up), {} lost, {} twice, {} not recovered, \
              {} refused for a while, {} of {} clients at the end{}",
             SPREAD.as_secs(),
