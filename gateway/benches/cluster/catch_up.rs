@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::node::{Node, tenant, token};
 use crate::process::Cpu;
@@ -34,9 +35,9 @@ const BEFORE: Duration = Duration::from_secs(3);
 const SPREAD: Duration = Duration::from_secs(10);
 /// How long there is publishing after the last has begun to come back.
 const AFTER: Duration = Duration::from_secs(5);
-/// What a client waits before it tries again, doubled each time up to so many times as much.
+/// What a client waits at least before it tries again; doubled each time, so often at most.
 const BACK_OFF_MIN: Duration = Duration::from_millis(250);
-const BACK_OFF_MAX_TIMES: u32 = 16;
+const BACK_OFF_DOUBLINGS_MAX: u32 = 5;
 /// How long everything may take from the cut on.
 const NEVER: Duration = Duration::from_secs(120);
 
@@ -79,9 +80,22 @@ pub(crate) async fn measure(clients: Option<usize>) {
     };
     let complete = tokio::time::timeout(NEVER, done).await.is_ok();
     crowd.report(killed, complete, publishers.sent);
+    ended_by(stays.address).await;
     let used = Cpu::of(stays.process()).since(before.0).total().as_secs_f64();
     let redis_used = (redis.used().cpu_us - before.1.cpu_us) / 1e6;
     println!("  computing from the cut to the end: {used:.1} s of the gateway, {redis_used:.1} s of Redis");
+}
+
+/// Says which connections the node has ended, and why, as its metrics have it.
+async fn ended_by(node: SocketAddr) {
+    let mut stream = TcpStream::connect(node).await.expect("the node accepts");
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {node}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it is sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    for line in answer.lines().filter(|line| line.starts_with("ws_disconnections_total")) {
+        println!("  {line}");
+    }
 }
 
 /// How many files this process may have open: as many as it may ask for.
@@ -116,8 +130,10 @@ struct Crowd {
     not_recovered: Cell<usize>,
     /// Attempts to come back that the node refused or did not answer.
     refused: Cell<usize>,
-    ended: Cell<usize>,
-    progress: Notify,
+    /// Connections that the node that stays has ended.
+    ended_again: Cell<usize>,
+    /// Clients that have received the last event.
+    done: Cell<usize>,
 }
 
 /// One client: who it is, and how far it has come.
@@ -148,8 +164,8 @@ impl Crowd {
             twice: Cell::default(),
             not_recovered: Cell::default(),
             refused: Cell::default(),
-            ended: Cell::default(),
-            progress: Notify::new(),
+            ended_again: Cell::default(),
+            done: Cell::default(),
         }
     }
 
@@ -177,25 +193,35 @@ impl Crowd {
         let share = life.n.wrapping_mul(7_919) % self.clients;
         tokio::time::sleep_until((cut + SPREAD * share as u32 / self.clients as u32).into()).await;
         let begun = Instant::now();
-        let mut tried = 0;
-        let mut client = loop {
-            if let Some(client) = self.come_back(&mut life).await {
-                break client;
-            }
-            self.refused.set(self.refused.get() + 1);
-            tried += 1;
-            let back_off = BACK_OFF_MIN * 2_u32.pow(tried).min(BACK_OFF_MAX_TIMES);
-            // Jitter: another part of it for each client and each time.
-            let share = (life.n.wrapping_mul(7_919) + tried as usize * 104_729) % 1_000;
-            tokio::time::sleep(back_off / 2 + back_off * share as u32 / 2_000).await;
-        };
+        client = self.back(&mut life).await;
         self.back_after.borrow_mut().push(begun.elapsed());
         while !life.finished {
-            let Some(text) = client.next().await else { return };
-            self.heard(&mut life, &text);
+            match client.next().await {
+                Some(text) => drop(self.heard(&mut life, &text)),
+                // The node that stays has ended it, too: it comes back there again.
+                None => {
+                    self.ended_again.set(self.ended_again.get() + 1);
+                    client = self.back(&mut life).await;
+                }
+            }
         }
-        self.ended.set(self.ended.get() + 1);
-        self.progress.notify_one();
+        self.done.set(self.done.get() + 1);
+    }
+
+    /// Comes back, however often it has to try.
+    async fn back(&self, life: &mut Life) -> Client {
+        let mut tried = 0;
+        loop {
+            if let Some(client) = self.come_back(life).await {
+                return client;
+            }
+            self.refused.set(self.refused.get() + 1);
+            tried = (tried + 1).min(BACK_OFF_DOUBLINGS_MAX);
+            let back_off = BACK_OFF_MIN * 2_u32.pow(tried);
+            // Jitter: another part of it for each client and each time.
+            let share = (life.n.wrapping_mul(7_919) + self.refused.get() * 104_729) % 1_000;
+            tokio::time::sleep(back_off / 2 + back_off * share as u32 / 2_000).await;
+        }
     }
 
     /// `None`: not now.
@@ -216,6 +242,7 @@ impl Crowd {
             return None;
         }
         let mut answer = welcome["data"].clone();
+        let session = answer["session"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
         let mut missed = 0;
         if answer["recovered"].is_null() {
             // A build that is to be asked.
@@ -239,6 +266,7 @@ impl Crowd {
             }
             answer = answer["data"].take();
         }
+        life.session = session;
         if answer["recovered"] != true {
             self.not_recovered.set(self.not_recovered.get() + 1);
             self.first(&answer);
@@ -288,7 +316,7 @@ impl Crowd {
             "  killed: back within {} s each; from accept to caught up {times}, from the first attempt {after}; \
              all of them {last:.1} s after the cut\n  \
              {:.3} % delivered ({received} of {expected}, {} of them by catching up), {} lost, {} twice, {} not recovered, \
-             {} refused for a while, {} of {} clients at the end{}",
+             {} attempts refused, {} ended again; {} of {} clients have the last event{}",
             SPREAD.as_secs(),
             100.0 * received as f64 / expected as f64,
             self.missed.get(),
@@ -296,7 +324,8 @@ impl Crowd {
             self.twice.get(),
             self.not_recovered.get(),
             self.refused.get(),
-            self.ended.get(),
+            self.ended_again.get(),
+            self.done.get(),
             self.clients,
             if complete { "" } else { " when there was no more waiting" }
         );
