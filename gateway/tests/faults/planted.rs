@@ -25,6 +25,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("i2_a_publication_of_a_room_that_was_left", || violates(heard_after_leaving, &["I2"])),
     ("i2_a_loss_that_nobody_was_told_of", || violates(untold_loss, &["I2"])),
     ("i2_more_lost_than_the_reset_says", || violates(missed_after_a_reset, &["I2"])),
+    ("i2_a_loss_that_is_passed_over_in_recovering", || violates(loss_passed_over, &["I2"])),
+    ("what_comes_before_the_word_not_recovered_is_not_owed", || violates(not_recovered_late, &[])),
     ("a_loss_that_was_told_is_counted", told_loss_is_counted),
     ("i3_an_acknowledged_publication_that_is_not_in_the_log", || violates(acked_only, &["I3"])),
     ("i3_a_loss_where_none_is_allowed", || violates(forbidden_loss, &["I3", "I9"])),
@@ -295,6 +297,32 @@ fn untold_loss(story: &mut Story) {
     }
     story.publish(2, &[1, 2, 3]);
     story.ends();
+}
+
+fn comes_back_after_a_loss(story: &mut Story, recovered: bool) {
+    story.history.allowed = Allowed { loss: true, ..Allowed::default() };
+    story.goes_on();
+    story.publish(2, &[1, 2, 3]);
+    story.event(Event::Off { c: 1, code: own("cut"), own: true });
+    story.begins_anew(Some(story.seq - 1));
+    for c in [2, 3] {
+        story.reset(c);
+    }
+    story.publish(2, &[2, 3]);
+    story.publish(2, &[1, 2, 3]);
+    let (t, rooms) = (story.now, Some(vec![own(ROOM)]));
+    story.event(Event::On { t, c: 1, node: 0, recovered: Some(recovered), rooms, refused: None });
+    let t = story.now;
+    story.event(Event::Joined { t, c: 1, rooms: vec![own(ROOM)] });
+    story.ends();
+}
+
+fn loss_passed_over(story: &mut Story) {
+    comes_back_after_a_loss(story, true);
+}
+
+fn not_recovered_late(story: &mut Story) {
+    comes_back_after_a_loss(story, false);
 }
 
 fn missed_after_a_reset(story: &mut Story) {

@@ -183,8 +183,8 @@ export class SocketIoLine {
       this.#opening = {
         done: (value) => settle(resolve, value),
         failed: (code, message) => {
+          settle(reject, new NotOpened(code, message)); // first: ending the transport is told as a disconnect
           this.#endTransport();
-          settle(reject, new NotOpened(code, message));
         },
       };
       this.#socket.connect();

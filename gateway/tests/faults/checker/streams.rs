@@ -27,6 +27,11 @@ struct Stream<'a> {
     last: Option<Pos>,
     /// Was it told of a loss since then?
     told: bool,
+    /// While it is away: where it was when its connection ended. What comes before the word on whether it was
+    /// recovered belongs to the old session if it was, and to the new one if not.
+    away: Option<Option<Pos>>,
+    /// A loss that it must have been told of, if it turns out to be recovered.
+    passed: Option<String>,
 }
 
 pub(super) fn check(history: &History, members: &HashMap<ClientNo, Member>, truth: &Truth, verdict: &mut Verdict) {
@@ -36,7 +41,18 @@ pub(super) fn check(history: &History, members: &HashMap<ClientNo, Member>, trut
         let places = truth.tenants.get(&member.tenant).unwrap_or(&no_places);
         let log = history.logs.get(&member.tenant).unwrap_or(&no_log);
         let (rooms, unclear) = (HashMap::new(), HashSet::new());
-        let stream = Stream { client: *client, member, places, log, rooms, unclear, last: None, told: false };
+        let stream = Stream {
+            client: *client,
+            member,
+            places,
+            log,
+            rooms,
+            unclear,
+            last: None,
+            told: false,
+            away: None,
+            passed: None,
+        };
         streams.insert(*client, stream);
     }
     for record in &history.records {
@@ -56,6 +72,7 @@ fn client_of(event: &Event) -> Option<ClientNo> {
     match event {
         Event::Member { c, .. }
         | Event::On { c, .. }
+        | Event::Off { c, .. }
         | Event::Joining { c, .. }
         | Event::Joined { c, .. }
         | Event::Leaving { c, .. }
@@ -96,9 +113,12 @@ impl Stream<'_> {
                 return;
             }
             Some(last) if pos.epoch > last.epoch && !self.told && self.log.fate(last) == Fate::Lost => {
-                verdict.violation("I2", || {
-                    format!("{} saw {last}, which was lost, and was not told before {pos}", self.name())
-                });
+                let text = format!("{} saw {last}, which was lost, and was not told before {pos}", self.name());
+                if self.away.is_some() {
+                    self.passed.get_or_insert(text);
+                } else {
+                    verdict.violation("I2", || text);
+                }
             }
             _ => {}
         }
@@ -129,7 +149,12 @@ impl Stream<'_> {
     fn on(&mut self, event: &Event, verdict: &mut Verdict) {
         match event {
             Event::Member { t, rooms, .. } | Event::Joined { t, rooms, .. } => self.joined(*t, rooms),
+            Event::Off { .. } => self.away = Some(self.last),
             Event::On { t, recovered: Some(true), rooms, refused, .. } => {
+                self.away = None;
+                if let Some(text) = self.passed.take() {
+                    verdict.violation("I2", || text);
+                }
                 self.unclear.retain(|room| rooms.is_none() && !room.starts_with('-'));
                 if let Some(rooms) = rooms {
                     let refused = refused.as_deref().unwrap_or_default();
@@ -144,7 +169,9 @@ impl Stream<'_> {
                 }
             }
             Event::On { .. } => {
-                self.close_all(self.last, verdict);
+                let until = self.away.take().unwrap_or(self.last);
+                self.close_all(until, verdict);
+                self.passed = None;
                 self.unclear.clear();
                 self.told = true;
             }

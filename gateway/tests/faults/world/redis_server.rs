@@ -45,8 +45,8 @@ impl RedisServer {
     }
 
     /// Starts it again with what its append-only file holds.
-    pub(crate) fn restart_persistent(&mut self) {
-        self.launch(&["--appendonly", "yes", "--appendfsync", "everysec"]);
+    pub(crate) fn restart_persistent(&mut self, fsync: &str) {
+        self.launch(&["--appendonly", "yes", "--appendfsync", fsync]);
         self.wait();
     }
 
@@ -75,9 +75,9 @@ impl RedisServer {
         });
     }
 
-    /// From here on it writes an append-only file; waits until everything is in it.
-    pub(crate) fn persist(&self) {
-        self.command(&["CONFIG", "SET", "appendfsync", "everysec"]).expect("Redis answers");
+    /// From here on it writes an append-only file (`fsync`: `always` or `everysec`); waits until everything is in it.
+    pub(crate) fn persist(&self, fsync: &str) {
+        self.command(&["CONFIG", "SET", "appendfsync", fsync]).expect("Redis answers");
         self.command(&["CONFIG", "SET", "appendonly", "yes"]).expect("Redis answers");
         wait_for("the append-only file", Duration::from_secs(20), || {
             let info = self.info("persistence");
