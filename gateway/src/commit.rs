@@ -278,6 +278,9 @@ pub struct SessionRecord {
     pub subject: Arc<str>,
     /// The namespace it speaks in.
     pub namespace: Arc<str>,
+    /// The claims of its token, one JSON object: for telling handlers that the session is over.
+    #[serde(default)]
+    pub claims: Arc<str>,
     /// Its rooms (the gateway's own not listed) with what was granted.
     pub rooms: BTreeMap<Room, Grant>,
     /// How long it is kept after the last write, in milliseconds.
@@ -332,6 +335,16 @@ impl Commit {
         Commit { effects: vec![Effect::Publish(publication)], ..Commit::new(CommitId::random()) }
     }
 
+    /// About what it holds in memory.
+    pub fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 512;
+        let carried = |effect: &Effect| match effect {
+            Effect::Publish(publication) => OVERHEAD + publication.data.bytes(),
+            _ => OVERHEAD,
+        };
+        OVERHEAD + self.effects.iter().map(carried).sum::<usize>()
+    }
+
     /// Must it be on disk before anybody hears of it?
     pub fn is_durable(&self) -> bool {
         !self.writes.is_empty() || !self.timers.is_empty() || self.fired.is_some()
@@ -348,6 +361,22 @@ pub struct Entry {
     pub at: Millis,
     /// What the nodes do.
     pub effects: Vec<Effect>,
+    /// Which users came into which rooms with that, and which went: those with the first and the last of their
+    /// connections there. Of one room in their order; a user who goes and comes within the entry is not listed.
+    /// The gateway's own rooms are not either.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub presence: Vec<PresenceChange>,
+}
+
+/// A user is in a room from here on, or not any more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PresenceChange {
+    /// Where.
+    pub room: Room,
+    /// Who.
+    pub subject: Arc<str>,
+    /// Came, with the first connection; otherwise gone, with the last one.
+    pub joined: bool,
 }
 
 fn nowhere() -> Position {

@@ -57,6 +57,12 @@ pub struct Config {
     pub default_tenant: Option<TenantId>,
     /// What the embedded engine promises of a commit that it has acknowledged: `durability`.
     pub durability: Durability,
+    /// Are `presence:online`, `room:{room}:users` and `user:{user}:socket` kept in Redis, for other programs to
+    /// read: `presence_view`; default true.
+    pub presence_view: bool,
+    /// How long a node that says nothing lives in the eyes of the others: `node_lease_ms`; 1,000 to 120,000,
+    /// default 12,000. It says something four times as often.
+    pub node_lease: Duration,
     /// How long connections are drained before the process ends: `shutdown_grace_ms`; 0 to
     /// 600,000, default 10,000.
     pub shutdown_grace: Duration,
@@ -273,6 +279,8 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
         handshake_timeout: millis(&mut layers, "handshake_timeout_ms", 100..=120_000, 10_000, report),
         default_tenant: default_tenant.as_ref().map(|(_, name)| name.clone()),
         durability: layers.get("durability", "", "").and_then(|given| durability(&given, report)).unwrap_or_default(),
+        presence_view: layers.get("presence_view", "", "").and_then(|given| given.boolean(report)).unwrap_or(true),
+        node_lease: millis(&mut layers, "node_lease_ms", 1_000..=120_000, 12_000, report),
         shutdown_grace: millis(&mut layers, "shutdown_grace_ms", 0..=600_000, 10_000, report),
         decision_threads: layers
             .get("decision_threads", "", "")

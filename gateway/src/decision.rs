@@ -4,6 +4,7 @@
 //! one commit applies it if nothing that they read has changed; otherwise they run again.
 
 pub mod authorization;
+pub mod backlog;
 pub mod conflict;
 pub mod farewell;
 pub mod pipeline;
@@ -23,12 +24,19 @@ use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
 use crate::room::Room;
 use crate::tenant::{CallLimits, TenantId};
+use backlog::{Backlog, Outage};
 use conflict::Conflicts;
 use pipeline::{Pipeline, Route};
 use plugin::{CallError, Invocation, Transaction};
 
 /// How often a commit whose outcome is unknown is sent again before the client is told.
 const AMBIGUOUS_RESENDS_MAX: u32 = 3;
+
+/// How often a commit that the engine could not take is sent again while the engine is said to be there.
+const UNAVAILABLE_RESENDS_MAX: u32 = 3;
+
+/// How long such a commit rests: an engine that has just gone away is soon known to be.
+const UNAVAILABLE_REST: Duration = Duration::from_millis(50);
 
 /// How long one commit may take before its outcome counts as unknown.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -107,6 +115,12 @@ fn engine_unavailable(message: &str) -> Undecided {
     Undecided::Engine(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("engine_unavailable", text) })
 }
 
+/// A commit was sent and no answer came: whoever caused it must not take it for undone.
+fn unknown(refusal: Refusal) -> Refusal {
+    let text = format!("it may or may not have been done; {}", refusal.message);
+    Refusal { code: "outcome_unknown".into(), message: text, ..refusal }
+}
+
 /// Everything that can happen to a tenant, as a transaction.
 pub enum Input<'a> {
     /// A client wants in.
@@ -145,6 +159,19 @@ pub enum Input<'a> {
     },
 }
 
+impl Input<'_> {
+    /// About what it holds in memory while it waits.
+    fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 1_024;
+        OVERHEAD
+            + match self {
+                Input::Event { event, .. } => event.data.bytes(),
+                Input::Join { wanted, .. } => wanted.iter().flat_map(|(_, data)| data).map(Payload::bytes).sum(),
+                Input::Connect { .. } | Input::Timer(_) | Input::Connected { .. } => 0,
+            }
+    }
+}
+
 /// What the gateway itself adds to the commit of an input, beside what plugins did.
 #[derive(Debug, Default)]
 struct Additions {
@@ -167,21 +194,31 @@ pub struct Decisions {
     /// What one input may use up.
     pub limits: Arc<CallLimits>,
     conflicts: Arc<Conflicts>,
+    backlog: Arc<Backlog>,
 }
 
 impl Decisions {
-    /// For one tenant.
-    pub fn new(tenant: TenantId, engine: Arc<dyn Engine>, limits: CallLimits) -> Decisions {
-        Decisions { tenant, engine, limits: Arc::new(limits), conflicts: Arc::default() }
+    /// For one tenant; what waits for the engine has its places in `backlog`.
+    pub fn new(tenant: TenantId, engine: Arc<dyn Engine>, limits: CallLimits, backlog: Arc<Backlog>) -> Decisions {
+        Decisions { tenant, engine, limits: Arc::new(limits), conflicts: Arc::default(), backlog }
+    }
+
+    fn outage(&self, bytes: usize) -> Outage {
+        Outage::new(&self.backlog, self.engine.health(&self.tenant), bytes)
     }
 
     /// Runs an input: plugins within a transaction, then its commit; again, in fresh instances,
-    /// while what it read has changed meanwhile. Losers of a conflict queue per key.
+    /// while what it read has changed meanwhile. Losers of a conflict queue per key. While the engine is away it
+    /// waits, a bounded time.
     pub async fn run(&self, pipeline: &Pipeline, input: Input<'_>) -> Result<Decided, Undecided> {
         let id = CommitId::random();
         let now = now_ms();
         let mut turn = None;
-        for attempt in 1..=self.limits.attempts {
+        let mut outage = self.outage(input.bytes());
+        let mut attempt = 0;
+        while attempt < self.limits.attempts {
+            outage.over().await.map_err(Undecided::Engine)?;
+            attempt += 1;
             let invocation = Invocation { id: id.clone(), attempt, now };
             let mut transaction =
                 Transaction::new(self.engine.clone(), self.tenant.clone(), self.limits.clone(), invocation);
@@ -189,8 +226,13 @@ impl Decisions {
             let mut parts = transaction.into_parts();
             let additions = match steps {
                 Ok(additions) => additions,
+                // Nothing was sent yet: it runs anew when the engine is back.
+                Err(Undecided::Engine(_)) if outage.is_on() => {
+                    attempt -= 1;
+                    continue;
+                }
                 // A refusal rests on what was read, too: one torn by a commit in between runs again.
-                Err(refused) => match self.validate(parts.commit).await? {
+                Err(refused) => match self.validate(parts.commit, &mut outage).await? {
                     None => return Err(refused),
                     Some(key) => {
                         turn = self.lose(turn, &key).await;
@@ -203,7 +245,7 @@ impl Decisions {
             parts.commit.fired = additions.fired;
             parts.commit.timers.extend(additions.timers);
             let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
-            let position = match self.commit(parts.commit).await? {
+            let position = match self.commit(parts.commit, &mut outage).await? {
                 None => None,
                 Some(Outcome::Committed(position)) => Some(position),
                 Some(Outcome::TimerGone) => return Err(Undecided::TimerGone),
@@ -260,6 +302,7 @@ impl Decisions {
             Input::Event { event, may_publish } => match pipeline.route(transaction, event).await? {
                 Route::Ignore => Ok(Additions::default()),
                 Route::Relay => relay::relay(event, may_publish).map_err(Undecided::Refused),
+                Route::Broadcast => relay::broadcast(event).map_err(Undecided::Refused),
                 Route::Handlers(handlers) => {
                     for handler in handlers {
                         handler.handle(transaction, event).await?;
@@ -292,7 +335,8 @@ impl Decisions {
 
     /// Commits without any plugin: a publication that a grant allows, a leave, a disconnect.
     pub async fn commit_directly(&self, commit: Commit) -> Result<Option<Position>, Undecided> {
-        match self.commit(commit).await? {
+        let mut outage = self.outage(commit.bytes());
+        match self.commit(commit, &mut outage).await? {
             Some(Outcome::Committed(position)) => Ok(Some(position)),
             _ => Ok(None),
         }
@@ -306,18 +350,18 @@ impl Decisions {
     }
 
     /// Is everything still as it was read? One read, or none, cannot be torn.
-    async fn validate(&self, commit: Commit) -> Result<Option<StateKey>, Undecided> {
+    async fn validate(&self, commit: Commit, outage: &mut Outage) -> Result<Option<StateKey>, Undecided> {
         if commit.reads.len() < 2 {
             return Ok(None);
         }
         let reads = Commit { reads: commit.reads, ..Commit::new(CommitId::random()) };
-        match self.send(Arc::new(reads)).await? {
+        match self.send(Arc::new(reads), outage).await? {
             Outcome::Conflict(key) => Ok(Some(key)),
             _ => Ok(None),
         }
     }
 
-    async fn commit(&self, commit: Commit) -> Result<Option<Outcome>, Undecided> {
+    async fn commit(&self, commit: Commit, outage: &mut Outage) -> Result<Option<Outcome>, Undecided> {
         let nothing = commit.effects.is_empty()
             && commit.writes.is_empty()
             && commit.timers.is_empty()
@@ -327,14 +371,18 @@ impl Decisions {
         if nothing {
             return Ok(None);
         }
-        self.send(Arc::new(commit)).await.map(Some)
+        self.send(Arc::new(commit), outage).await.map(Some)
     }
 
-    /// Sends a commit, again with the same id while its outcome is unknown.
-    async fn send(&self, commit: Arc<Commit>) -> Result<Outcome, Undecided> {
+    /// Sends a commit, again with the same id while its outcome is unknown or the engine is away: what the
+    /// components decided is not decided anew, for that would see its own outcome.
+    async fn send(&self, commit: Arc<Commit>, outage: &mut Outage) -> Result<Outcome, Undecided> {
         let started = std::time::Instant::now();
-        let mut resends = 0;
+        let (mut ambiguous, mut unavailable) = (0, 0);
         loop {
+            if let Err(refusal) = outage.over().await {
+                return Err(Undecided::Engine(if ambiguous == 0 { refusal } else { unknown(refusal) }));
+            }
             let answered = tokio::time::timeout(COMMIT_TIMEOUT, self.engine.commit(&self.tenant, commit.clone())).await;
             let result = answered.unwrap_or_else(|_| {
                 Err(EngineError::Ambiguous(format!("no answer within {} ms", COMMIT_TIMEOUT.as_millis())))
@@ -342,16 +390,28 @@ impl Decisions {
             metrics::histogram!("engine_commit_seconds").record(started.elapsed().as_secs_f64());
             match result {
                 Ok(outcome) => return Ok(outcome),
-                Err(EngineError::Ambiguous(why)) if resends < AMBIGUOUS_RESENDS_MAX => {
-                    resends += 1;
+                Err(EngineError::Ambiguous(why)) if ambiguous < AMBIGUOUS_RESENDS_MAX => {
+                    ambiguous += 1;
                     metrics::counter!("commit_ambiguous_total").increment(1);
-                    tracing::warn!(tenant = %self.tenant, why, resends, "a commit's outcome is unknown: sent again");
+                    tracing::warn!(tenant = %self.tenant, why, ambiguous, "a commit's outcome is unknown: sent again");
+                }
+                Err(EngineError::Unavailable(_)) if outage.is_on() => {}
+                Err(EngineError::Unavailable(_)) if unavailable < UNAVAILABLE_RESENDS_MAX => {
+                    unavailable += 1;
+                    tokio::time::sleep(UNAVAILABLE_REST).await;
                 }
                 Err(EngineError::NotACounter(key)) => {
                     let text = format!("the value of {:?} is not a decimal counter", key.as_str());
                     return Err(Undecided::Failed(Refusal::new("plugin_failed", text)));
                 }
-                Err(error) => return Err(engine_unavailable(&error.to_string())),
+                Err(error) => {
+                    let undecided = engine_unavailable(&error.to_string());
+                    return Err(if ambiguous == 0 {
+                        undecided
+                    } else {
+                        Undecided::Engine(unknown(undecided.into_refusal()))
+                    });
+                }
             }
         }
     }

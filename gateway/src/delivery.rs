@@ -4,4 +4,5 @@
 //! local members and hands each the encoded bytes ([`outbox`]). It never waits for a client.
 
 pub mod outbox;
+mod presence;
 pub mod rooms;

@@ -22,6 +22,10 @@
 //! * **Following is exact.** [`Engine::follow`] answers a position and a feed that carries every
 //!   entry after it, whatever is committed meanwhile. Where the engine cannot keep that
 //!   promise (history is gone), the feed says [`Feed::Reset`] and goes on from there.
+//! * **Presence is of the living.** An entry names the users that came into rooms and went
+//!   ([`Entry::presence`]); whoever is registered is counted until its [`Effect::Gone`](crate::commit::Effect::Gone).
+//!   Connections of a node that died stay registered, as [`Engine::orphans`], until somebody has taken them out
+//!   with [`Engine::reap`]; what a node registers after the others have counted it as gone, is refused.
 //! * **Tenants are apart.** No call reads, changes or reveals anything of another tenant.
 //!
 //! One suite, `tests/it/engine_suite.rs`, holds every engine to this.
@@ -30,11 +34,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::client::ConnectionId;
-use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerKey, Versioned};
+use crate::commit::{
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -51,6 +58,9 @@ pub const FEED_ENTRIES_MAX: usize = 4_096;
 
 /// How long a claimed timer stays with whoever claimed it, in milliseconds.
 pub const TIMER_LEASE_MS: Millis = 30_000;
+
+/// How many timers that were given up are kept; per partition, where there are several.
+pub const DEAD_TIMERS_MAX: usize = 1_000;
 
 /// Can a tenant's commits be applied now? What the engine last saw; a call may still find it otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,6 +168,60 @@ pub struct Member {
     pub connection: ConnectionId,
 }
 
+/// A connection as its node knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Which.
+    pub connection: ConnectionId,
+    /// Whose.
+    pub subject: Arc<str>,
+    /// Where it speaks.
+    pub namespace: Arc<str>,
+    /// The secret name of its session.
+    pub session: Arc<str>,
+    /// Its rooms, `user:` and `everyone` included.
+    pub rooms: Vec<Room>,
+}
+
+/// A registered connection whose node is gone for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which.
+    pub connection: ConnectionId,
+    /// Who it was.
+    pub subject: Arc<str>,
+    /// Where it spoke.
+    pub namespace: Arc<str>,
+    /// The name of its session; empty: not known.
+    pub session: Arc<str>,
+}
+
+/// What a node tells the others of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeStat {
+    /// Unique to this run of the node.
+    pub server: String,
+    /// Its open WebSockets.
+    pub connections: u32,
+}
+
+/// A timer that was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadTimer {
+    /// Which.
+    pub key: TimerKey,
+    /// When it was to fire.
+    pub due: Millis,
+    /// What it was set with.
+    pub data: Arc<str>,
+    /// How often it was claimed.
+    pub attempts: u32,
+    /// Why it was given up.
+    pub why: Arc<str>,
+}
+
 /// What a gateway needs of its engine. The promises are in the [module's text](self).
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -206,6 +270,16 @@ pub trait Engine: Send + Sync + 'static {
     /// Gives a claimed timer back, to be claimed again `after_ms` from now.
     async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError>;
 
+    /// The same for one that was not tried: this claim does not count as an attempt.
+    async fn postpone_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError>;
+
+    /// Gives a claimed timer up: it is removed and kept among the latest [`DEAD_TIMERS_MAX`] dead ones. `false`: it
+    /// is not there any more.
+    async fn bury_timer(&self, timer: &DueTimer, why: &str) -> Result<bool, EngineError>;
+
+    /// A tenant's timers that were given up, latest first, at most `limit`.
+    async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError>;
+
     /// A session record that has not expired.
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError>;
 
@@ -214,6 +288,36 @@ pub trait Engine: Send + Sync + 'static {
 
     /// How many connections are in a room.
     async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError>;
+
+    /// What the registry says of this node's connections of a tenant.
+    async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError>;
+
+    /// Puts the registry right after a loss, with what this node knows up to `at`: `there` are registered with their
+    /// rooms (beyond them only where nothing has been committed since), `gone` are not. Nothing is logged.
+    async fn register(
+        &self,
+        tenant: &TenantId,
+        at: Position,
+        there: &[Registration],
+        gone: &[ConnectionId],
+    ) -> Result<(), EngineError>;
+
+    /// Connections that dead nodes left registered, at most `limit`; the same again until they are
+    /// [reaped](Engine::reap).
+    async fn orphans(&self, limit: usize) -> Result<Vec<Orphan>, EngineError>;
+
+    /// Takes an orphan out, with its [`Effect::Gone`](crate::commit::Effect::Gone) in the log, and sets timers; both
+    /// or nothing, and once, however many nodes do it. `false`: it is not there any more.
+    async fn reap(&self, orphan: &Orphan, timers: Vec<(TimerKey, TimerChange)>) -> Result<bool, EngineError>;
+
+    /// What this node tells the others of itself from now on.
+    fn report(&self, stat: NodeStat);
+
+    /// The nodes that live, this one first, as they were a few seconds ago.
+    fn nodes(&self) -> Vec<NodeStat>;
+
+    /// This node serves nobody any more. What it leaves registered is orphaned `after_ms` from now.
+    async fn retire(&self, after_ms: Millis) -> Result<(), EngineError>;
 
     /// Stores an artefact under its SHA-256 (64 hexadecimal digits).
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError>;

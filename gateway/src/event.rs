@@ -18,8 +18,19 @@ pub const RESERVED_EVENT_NAMES: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Events that only the gateway says: whoever publishes without a handler may not.
-pub const GATEWAY_EVENTS: [&str; 6] =
-    ["connected", "error", "reset", "server:shutdown", "token_expiring", "token_refreshed"];
+pub const GATEWAY_EVENTS: [&str; 11] = [
+    "connected",
+    "degraded",
+    "error",
+    "presence:join",
+    "presence:leave",
+    "presence:update",
+    "reset",
+    "restored",
+    "server:shutdown",
+    "token_expiring",
+    "token_refreshed",
+];
 
 /// What an event carries: as in Socket.IO, arguments with bytes beside them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

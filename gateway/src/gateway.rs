@@ -1,17 +1,20 @@
 //! What the connections of one process share: the engine, the tenants, the plugin host.
 
+mod snapshots;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
-use crate::client::random_id;
+use crate::client::{ConnectionId, random_id};
 use crate::config::Config;
 use crate::decision::Decisions;
+use crate::decision::backlog::Backlog;
 use crate::decision::pipeline::Pipeline;
 use crate::decision::plugin::Host;
 use crate::decision::token::Verifier;
@@ -19,8 +22,10 @@ use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError};
 use crate::limits::UserRates;
+use crate::presence;
 use crate::session::NAMESPACES_MAX;
 use crate::tenant::{Tenant, TenantId};
+pub use snapshots::Snapshots;
 
 /// The process, as its connections see it.
 pub struct Gateway {
@@ -30,6 +35,8 @@ pub struct Gateway {
     pub engine: Arc<dyn Engine>,
     /// Where plugins run.
     pub host: Arc<Host>,
+    /// What waits for the engine.
+    pub backlog: Arc<Backlog>,
     /// Where tasks are spawned.
     pub tasks: Tasks,
     /// Unique to this run of this node.
@@ -59,6 +66,10 @@ pub struct LiveTenant {
     pub connections: Slots,
     /// Its timers that fire at the moment.
     pub firing: Slots,
+    /// Its connections that have ended and are not out of their rooms yet.
+    pub leaving: Leaving,
+    /// What was last said about who is where.
+    pub snapshots: Snapshots,
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
     rooms: OnceCell<Rooms>,
 }
@@ -71,6 +82,7 @@ impl Gateway {
             config,
             engine,
             host,
+            backlog: Backlog::of_node(),
             tasks,
             server_id: random_id(),
             started: Instant::now(),
@@ -111,27 +123,34 @@ impl LiveTenant {
     pub const FIRING_MAX: u32 = 32;
 
     /// A tenant with its loaded components.
-    pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, engine: Arc<dyn Engine>) -> LiveTenant {
+    pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, gateway: &Gateway) -> LiveTenant {
+        let (engine, backlog) = (gateway.engine.clone(), Backlog::of_tenant(&gateway.backlog));
         LiveTenant {
-            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone()),
+            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog),
             connections: Slots::new(tenant.limits.connections),
             firing: Slots::new(LiveTenant::FIRING_MAX),
+            leaving: Leaving::new(tenant.limits.connections),
             tenant,
             verifier,
             pipeline: ArcSwap::from_pointee(pipeline),
             user_rates: UserRates::default(),
+            snapshots: Snapshots::default(),
             users: Arc::default(),
             rooms: OnceCell::new(),
         }
     }
 
     /// Its delivery on this node; follows the tenant's log from the first connection on.
-    pub async fn rooms(&self, gateway: &Gateway) -> Result<&Rooms, EngineError> {
+    pub async fn rooms(self: &Arc<Self>, gateway: &Arc<Gateway>) -> Result<&Rooms, EngineError> {
         self.rooms
             .get_or_try_init(|| async {
                 let follower = gateway.engine.follow(&self.tenant.id).await?;
                 let connections_max = self.tenant.limits.connections as usize * NAMESPACES_MAX;
-                Ok(Rooms::start(self.tenant.id.clone(), follower, connections_max, &gateway.tasks))
+                let presence_events = self.tenant.presence_events.clone();
+                let (id, health) = (self.tenant.id.clone(), gateway.engine.health(&self.tenant.id));
+                let rooms = Rooms::start(id, follower, health, connections_max, presence_events, &gateway.tasks);
+                gateway.tasks.spawn(presence::keep_registered(gateway.clone(), self.clone(), rooms.clone()));
+                Ok(rooms)
             })
             .await
     }
@@ -171,6 +190,35 @@ impl Drop for UserSlot {
                 users.remove(&self.subject);
             }
         }
+    }
+}
+
+/// Connections that keep their places for a while, at most as many as the tenant may have on this node.
+#[derive(Debug)]
+pub struct Leaving {
+    connections: Mutex<HashSet<ConnectionId>>,
+    max: usize,
+}
+
+impl Leaving {
+    fn new(max: u32) -> Leaving {
+        Leaving { connections: Mutex::default(), max: max as usize }
+    }
+
+    /// `false`: there are too many already.
+    pub fn enter(&self, id: &ConnectionId) -> bool {
+        let mut connections = self.connections.lock();
+        connections.len() < self.max && connections.insert(id.clone())
+    }
+
+    /// It is out, or left to others.
+    pub fn exit(&self, id: &ConnectionId) {
+        self.connections.lock().remove(id);
+    }
+
+    /// Is it one of them?
+    pub fn contains(&self, id: &ConnectionId) -> bool {
+        self.connections.lock().contains(id)
     }
 }
 

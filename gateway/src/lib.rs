@@ -22,6 +22,7 @@ pub mod delivery;
 pub mod engine;
 
 pub mod http;
+pub mod presence;
 pub mod timers;
 
 pub mod drain;

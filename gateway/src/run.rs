@@ -20,10 +20,12 @@ use crate::engine::redis;
 use crate::gateway::{Gateway, LiveTenant};
 use crate::http::{Http, welcome};
 use crate::tenant::Tenant;
-use crate::{telemetry, timers};
+use crate::{presence, telemetry, timers};
 
 /// How long the last tasks may take after the clients are gone.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long telling the other nodes of the end may take.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often metrics are tidied.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -53,9 +55,15 @@ pub enum StartError {
 pub async fn open_engine(config: &Config) -> Result<Arc<dyn Engine>, StartError> {
     match &config.redis_url {
         Some(url) => {
-            let engine = redis::connect(url.as_str(), redis::Options::default())
-                .await
-                .map_err(|error| StartError::Engine(error.to_string()))?;
+            let options = redis::Options {
+                beat: config.node_lease / 4,
+                lease: config.node_lease,
+                presence_view: config.presence_view,
+                default_tenant: config.default_tenant.clone(),
+                ..redis::Options::default()
+            };
+            let engine =
+                redis::connect(url.as_str(), options).await.map_err(|error| StartError::Engine(error.to_string()))?;
             tracing::info!("Redis mode: state and events are shared with all nodes on this Redis");
             Ok(engine)
         }
@@ -100,6 +108,7 @@ pub async fn run(
         tracing::warn!("{warning}");
     }
     tasks.spawn(timers::run(gateway.clone()));
+    tasks.spawn(presence::run(gateway.clone()));
     tasks.spawn(upkeep(gateway.clone()));
     let address =
         listener.local_addr().map_err(|error| StartError::Listen { address: gateway.config.listen, error })?;
@@ -129,8 +138,20 @@ async fn drain(gateway: &Gateway) {
         tracing::warn!(left = gateway.connections.taken(), "clients were cut off (setting shutdown_grace_ms)");
     }
     let clean = gateway.tasks.finish(FINISH_TIMEOUT).await;
+    retire(gateway).await;
     gateway.host.shutdown();
     tracing::info!(clean, "stopped");
+}
+
+/// Whoever was moved away keeps its place until it is back elsewhere, or its grace is over.
+async fn retire(gateway: &Gateway) {
+    let grace = gateway.tenants().iter().map(|tenant| tenant.tenant.presence_grace).max().unwrap_or_default();
+    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+    match tokio::time::timeout(RETIRE_TIMEOUT, gateway.engine.retire(grace_ms)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "the others were not told that this node stops"),
+        Err(_) => tracing::warn!("the others could not be told in time that this node stops"),
+    }
 }
 
 async fn load_tenants(gateway: &Arc<Gateway>) -> Result<(), StartError> {
@@ -147,7 +168,8 @@ async fn load_tenants(gateway: &Arc<Gateway>) -> Result<(), StartError> {
 /// A tenant with its keys and components loaded; otherwise all that is wrong with it.
 async fn live(gateway: &Gateway, tenant: Tenant) -> Result<LiveTenant, Vec<String>> {
     let mut mistakes = Vec::new();
-    let mut pipeline = Pipeline { relay: tenant.relay.clone(), ..Pipeline::default() };
+    let mut pipeline =
+        Pipeline { relay: tenant.relay.clone(), broadcast: tenant.broadcast.clone(), ..Pipeline::default() };
     for settings in &tenant.plugins {
         let bytes = match std::fs::read(&settings.component) {
             Ok(bytes) => Bytes::from(bytes),
@@ -162,7 +184,7 @@ async fn live(gateway: &Gateway, tenant: Tenant) -> Result<LiveTenant, Vec<Strin
         }
     }
     match Verifier::new(&tenant.id, &tenant.auth) {
-        Ok(verifier) if mistakes.is_empty() => Ok(LiveTenant::new(tenant, verifier, pipeline, gateway.engine.clone())),
+        Ok(verifier) if mistakes.is_empty() => Ok(LiveTenant::new(tenant, verifier, pipeline, gateway)),
         Ok(_) => Err(mistakes),
         Err(error) => {
             mistakes.push(format!("tenant {}: {error}", tenant.id));

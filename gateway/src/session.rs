@@ -5,6 +5,7 @@
 //! after the other.
 
 mod connection;
+mod departure;
 mod language;
 mod requests;
 

@@ -41,10 +41,21 @@ fn describe() {
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");
+    describe_gauge!("backlog_inputs", "Inputs that wait for the engine to come back");
+    describe_gauge!("backlog_bytes", "Bytes of inputs that wait for the engine to come back");
+    describe_counter!(
+        "backlog_refused_total",
+        "Inputs refused because the engine was away for too long, or too many waited"
+    );
     describe_counter!("ephemeral_dropped_total", "Ephemeral publications that could not be sent");
     describe_counter!("apply_timeouts_total", "Answers that did not wait for a late node");
     describe_counter!("timers_fired_total", "Timers fired, by outcome");
     describe_histogram!("timer_lateness_seconds", "From a timer's due time to its firing");
+    describe_counter!("timer_redelivered_total", "Timers claimed again after a failed or unfinished attempt");
+    describe_counter!("timers_dead_total", "Timers given up and kept as dead, by tenant");
+    describe_gauge!("nodes", "Nodes that live, this one included");
+    describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
+    describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");

@@ -81,6 +81,9 @@ pub struct Tenant {
     /// Event name patterns that are published without a handler, to the rooms that their
     /// first argument names; an event that names none is answered with its own data.
     pub relay: Vec<Pattern>,
+    /// Event name patterns that are published without a handler, unchanged, to every client of the
+    /// tenant in the sender's namespace, on every node. Who may connect may say them.
+    pub broadcast: Vec<Pattern>,
     /// Origins from which browsers may open a socket or call HTTP; empty: those of the
     /// listener's settings.
     pub origins: Vec<String>,
@@ -88,6 +91,11 @@ pub struct Tenant {
     pub hosts: Vec<String>,
     /// How many of the latest events of a room a member gets on joining; 0: none.
     pub history_on_join: usize,
+    /// Types of rooms (`flat` of `flat:a1`) whose members are told who comes and goes: `presence:join` and
+    /// `presence:leave`, in bursts and in rooms of more than 50 members on a node together as `presence:update`.
+    pub presence_events: Arc<[String]>,
+    /// How long a connection that ended without a goodbye keeps its place in its rooms.
+    pub presence_grace: Duration,
     /// The bearer token with which the tenant's own back end raises events over HTTP;
     /// `None`: nobody can.
     pub backend_token: Option<Secret>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::commit::{Commit, CommitId, FiredTimer, Millis, seconds_since};
+use crate::commit::{Millis, seconds_since};
 use crate::decision::{Input, Undecided};
 use crate::engine::DueTimer;
 use crate::gateway::Gateway;
@@ -26,6 +26,10 @@ const ATTEMPTS_MAX: u32 = 5;
 const RETRY_MS: Millis = 500;
 /// How often it is doubled at most: a minute.
 const RETRY_DOUBLINGS_MAX: u32 = 7;
+/// How long a timer rests that was not tried, or whose handler asked to be called later.
+const LATER_REST_MS: Millis = 1_000;
+/// How long a timer rests whose tenant is not served here.
+const ELSEWHERE_REST_MS: Millis = 60_000;
 /// How long a timer rests whose tenant has [`FIRING_MAX`](crate::gateway::LiveTenant::FIRING_MAX) of them firing.
 const BUSY_REST_MS: Millis = 200;
 
@@ -60,19 +64,26 @@ pub async fn run(gateway: Arc<Gateway>) {
 
 async fn fire(gateway: &Gateway, timer: DueTimer) {
     metrics::histogram!("timer_lateness_seconds").record(seconds_since(timer.due));
+    if timer.attempt > 1 {
+        metrics::counter!("timer_redelivered_total").increment(1);
+    }
     let Some(tenant) = gateway.tenant(timer.tenant.as_str()) else {
         // The tenant may be served again, or by another node: the timer stays.
-        return give_back(gateway, &timer, 60_000).await;
+        return postpone(gateway, &timer, ELSEWHERE_REST_MS).await;
     };
+    if timer.attempt > ATTEMPTS_MAX {
+        // No attempt came to an end, not even to a failure: whoever fires it does not survive it.
+        return bury(gateway, &timer, "every attempt to fire it was cut off").await;
+    }
     let Some(_place) = tenant.firing.take() else {
-        return give_back(gateway, &timer, BUSY_REST_MS).await;
+        return postpone(gateway, &timer, BUSY_REST_MS).await;
     };
     let result = tenant.decisions.run(&tenant.pipeline.load_full(), Input::Timer(&timer)).await;
     let outcome = match result {
         Ok(_) => "ok",
         Err(Undecided::TimerGone) => "gone",
         Err(Undecided::Engine(_) | Undecided::Later(_)) => {
-            give_back(gateway, &timer, rest_ms(timer.attempt)).await;
+            postpone(gateway, &timer, LATER_REST_MS).await;
             "later"
         }
         Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
@@ -82,8 +93,7 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
             "retried"
         }
         Err(Undecided::Failed(refusal) | Undecided::Refused(refusal)) => {
-            tracing::error!(tenant = %timer.tenant, plugin = &*timer.key.plugin, attempts = timer.attempt, code = refusal.code, message = refusal.message, "a timer is given up");
-            settle(&tenant.decisions, &timer).await;
+            bury(gateway, &timer, &format!("{}: {}", refusal.code, refusal.message)).await;
             "given_up"
         }
     };
@@ -101,10 +111,22 @@ async fn give_back(gateway: &Gateway, timer: &DueTimer, after_ms: Millis) {
     }
 }
 
-async fn settle(decisions: &crate::decision::Decisions, timer: &DueTimer) {
-    let fired = FiredTimer { key: timer.key.clone(), token: timer.token.clone() };
-    let commit = Commit { fired: Some(fired), ..Commit::new(CommitId::random()) };
-    if let Err(error) = decisions.commit_directly(commit).await {
-        tracing::debug!(%error, "a timer that is given up could not be removed");
+async fn postpone(gateway: &Gateway, timer: &DueTimer, after_ms: Millis) {
+    if let Err(error) = gateway.engine.postpone_timer(timer, after_ms).await {
+        // Its lease ends by itself.
+        tracing::debug!(%error, "a timer could not be postponed");
+    }
+}
+
+/// Gives a timer up; it is kept among the dead.
+async fn bury(gateway: &Gateway, timer: &DueTimer, why: &str) {
+    match gateway.engine.bury_timer(timer, why).await {
+        Ok(true) => {
+            metrics::counter!("timers_dead_total", "tenant" => timer.tenant.to_string()).increment(1);
+            tracing::error!(tenant = %timer.tenant, plugin = &*timer.key.plugin, attempts = timer.attempt, why, "a timer is given up");
+        }
+        Ok(false) => {}
+        // Its lease ends, and it is given up then.
+        Err(error) => tracing::debug!(%error, "a timer that is given up could not be removed"),
     }
 }

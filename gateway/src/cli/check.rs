@@ -76,8 +76,11 @@ fn describe(text: &mut String, tenant: &Tenant) {
     for plugin in &tenant.plugins {
         line(text, format_args!("  {} {}: {}", role_name(plugin.role), plugin.name, plugin.component.display()));
     }
-    if !tenant.plugins.iter().any(|plugin| plugin.role == Role::Handler) && tenant.relay.is_empty() {
-        line(text, format_args!("  no handler and no relay: clients can only listen"));
+    if !tenant.plugins.iter().any(|plugin| plugin.role == Role::Handler)
+        && tenant.relay.is_empty()
+        && tenant.broadcast.is_empty()
+    {
+        line(text, format_args!("  no handler, no relay and no broadcast: clients can only listen"));
     }
 }
 

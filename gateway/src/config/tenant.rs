@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::auth::{auth, secret_of_environment, strength};
 use super::limits::{call_limits, limits};
 use super::source::{Document, Given, Place, Report, Section, read_text};
 use super::{Environment, origins};
 use crate::event::EVENT_NAME_BYTES_MAX;
+use crate::room::Room;
 use crate::tenant::{Pattern, PluginSettings, Role, Secret, Tenant, TenantId, is_name};
 
 /// The longest name of a plugin, in bytes.
@@ -15,6 +18,12 @@ const PLUGIN_NAME_BYTES_MAX: usize = 64;
 
 /// The most that a room's history can be on joining, in events.
 const HISTORY_ON_JOIN_MAX: u64 = 200;
+
+/// How long a connection that ended without a goodbye keeps its place, where the tenant does not say.
+const PRESENCE_GRACE: Duration = Duration::from_secs(10);
+
+/// The longest that it can be, in milliseconds: as long as sessions can be resumed.
+const PRESENCE_GRACE_MS_MAX: u64 = 140_000;
 
 /// A back end's token shorter than this can be guessed, in bytes.
 const BACKEND_TOKEN_BYTES_MIN: usize = 32;
@@ -68,16 +77,35 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
     let call_limits = call_limits(given.section("call_limits", report), report);
     let plugins = plugins(given.sections("plugins", report), context, report);
     let relay = patterns(given.get("relay"), report).unwrap_or_default();
+    let broadcast = patterns(given.get("broadcast"), report).unwrap_or_default();
     let origins = origins(given.get("origins"), report);
     let hosts = hosts(given.strings("hosts", report), report);
     let mut history_on_join = 0;
     given.integer("history_on_join", 0..=HISTORY_ON_JOIN_MAX, &mut history_on_join, report);
+    let presence_events = presence_events(given.strings("presence_events", report), report);
+    let presence_grace =
+        given.get("presence_grace_ms").and_then(|grace| grace.millis(0..=PRESENCE_GRACE_MS_MAX, report));
+    let presence_grace = presence_grace.unwrap_or(PRESENCE_GRACE);
     let backend_token = backend_token(&mut given, context, report);
     given.finish(report);
     if report.mistakes.len() > mistakes_before {
         return None;
     }
-    Some(Tenant { id: id?, auth, limits, call_limits, plugins, relay, origins, hosts, history_on_join, backend_token })
+    Some(Tenant {
+        id: id?,
+        auth,
+        limits,
+        call_limits,
+        plugins,
+        relay,
+        broadcast,
+        origins,
+        hosts,
+        history_on_join,
+        presence_events,
+        presence_grace,
+        backend_token,
+    })
 }
 
 fn name(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<TenantId> {
@@ -119,6 +147,22 @@ fn hosts(given: Vec<(Given<'_>, String)>, report: &mut Report) -> Vec<String> {
         }
     }
     hosts
+}
+
+/// Types of rooms: what stands before the colon of their names.
+fn presence_events(given: Vec<(Given<'_>, String)>, report: &mut Report) -> Arc<[String]> {
+    let mut types = Vec::with_capacity(given.len());
+    for (written, name) in given {
+        let reserved =
+            Room::parse(&name).is_ok_and(|room| room.is_reserved()) || name == "user" || name == "connection";
+        if name.is_empty() || name.contains([':', '#', '/']) || reserved {
+            written
+                .wrong("must be a type of rooms such as \"flat\", without `:`; not one of the gateway's own", report);
+        } else {
+            types.push(name);
+        }
+    }
+    types.into()
 }
 
 fn backend_token(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<Secret> {

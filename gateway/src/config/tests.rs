@@ -165,7 +165,7 @@ fn the_default_tenant_must_be_one() {
 
 #[test]
 fn a_tenant_file_says_everything_about_a_tenant() {
-    let before = "relay = [\"typing\", \"cursor:*\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nbackend_token_env = \"BACKEND\"";
+    let before = "relay = [\"typing\", \"cursor:*\"]\nbroadcast = [\"notice\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nbackend_token_env = \"BACKEND\"";
     let after = "[[plugins]]\nname = \"chat\"\nrole = \"handler\"\ncomponent = \"plugin.wasm\"\nevents = [\"chat:*\"]\n\
         settings = { text = \"t\", number = 7, fraction = 1.50, truth = true }\n\
         [limits]\nmessages_per_minute = \"unlimited\"\nconnections = 7\n\
@@ -173,6 +173,7 @@ fn a_tenant_file_says_everything_about_a_tenant() {
     let files = Files::with_tenant("acme", &tenant_text(before, after));
     let tenant = files.load(&[], &[("BACKEND", SECRET)]).unwrap().tenants.remove(0);
     assert_eq!(tenant.relay, [crate::tenant::Pattern("typing".into()), crate::tenant::Pattern("cursor:*".into())]);
+    assert_eq!(tenant.broadcast, [crate::tenant::Pattern("notice".into())]);
     assert_eq!((tenant.origins, tenant.history_on_join), (vec!["https://app.example".to_owned()], 9));
     assert_eq!(tenant.backend_token.unwrap().0, SECRET.as_bytes());
     assert_eq!(
@@ -196,6 +197,7 @@ fn what_cannot_stand_in_a_tenant_file_is_explained() {
         ("", "[limits]\nconnections = -1", &["acme.toml:13: limits.connections", "not -1"]),
         ("relay = [\"a*b\"]", "", &["acme.toml:2: relay[0]", "must be an event's name", "\"a*b\""]),
         ("relay = \"a\"", "", &["relay: must be an array"]),
+        ("broadcast = [\"a*b\"]", "", &["acme.toml:2: broadcast[0]", "must be an event's name", "\"a*b\""]),
         ("origins = [\"https://a.example/path\"]", "", &["origins[0]", "origin"]),
         ("history_on_join = 1001", "", &["history_on_join", "from 0 to 200", "1001"]),
         ("backend_token = \"short\"", "", &["backend_token: the secret has 5 bytes; at least 32"]),

@@ -20,6 +20,8 @@ pub struct Pipeline {
     pub handlers: Vec<(Arc<Plugin>, Vec<Pattern>)>,
     /// Patterns that are published without a handler.
     pub relay: Vec<Pattern>,
+    /// Patterns that are published to everyone in the sender's namespace.
+    pub broadcast: Vec<Pattern>,
 }
 
 /// Where an event goes.
@@ -29,6 +31,8 @@ pub enum Route {
     Handlers(Vec<Arc<Plugin>>),
     /// To the rooms it names, unchanged.
     Relay,
+    /// To everyone in its namespace, unchanged.
+    Broadcast,
     /// Nowhere, and that is fine.
     Ignore,
 }
@@ -59,6 +63,9 @@ impl Pipeline {
         }
         if self.relay.iter().any(|pattern| pattern.matches(&event.name)) {
             return Ok(Route::Relay);
+        }
+        if self.broadcast.iter().any(|pattern| pattern.matches(&event.name)) {
+            return Ok(Route::Broadcast);
         }
         let handlers: Vec<_> = self
             .handlers

@@ -16,9 +16,7 @@ const BYTES_MAX: usize = 2 << 20;
 /// Publishes an event to the rooms that its first argument names (`room`, or `rooms`: a list),
 /// in one commit. An event that names none is answered with its own data.
 pub(super) fn relay(event: &Event, may_publish: &(dyn Fn(&Room) -> bool + Send + Sync)) -> Result<Additions, Refusal> {
-    if GATEWAY_EVENTS.contains(&&*event.name) {
-        return Err(Refusal::new("forbidden", format!("only the gateway says {:?}", event.name)));
-    }
+    may_be_said(event)?;
     let mut names = room_names(event)?;
     names.sort_unstable();
     names.dedup();
@@ -46,6 +44,25 @@ pub(super) fn relay(event: &Event, may_publish: &(dyn Fn(&Room) -> bool + Send +
         }));
     }
     Ok(Additions { effects, ..Additions::default() })
+}
+
+/// Publishes an event to every client in its sender's namespace, the sender included.
+pub(super) fn broadcast(event: &Event) -> Result<Additions, Refusal> {
+    may_be_said(event)?;
+    let publication = Publication {
+        room: Room::everyone(&event.namespace),
+        event: event.name.clone(),
+        data: event.data.clone(),
+        except: None,
+    };
+    Ok(Additions { effects: vec![Effect::Publish(publication)], ..Additions::default() })
+}
+
+fn may_be_said(event: &Event) -> Result<(), Refusal> {
+    if GATEWAY_EVENTS.contains(&&*event.name) {
+        return Err(Refusal::new("forbidden", format!("only the gateway says {:?}", event.name)));
+    }
+    Ok(())
 }
 
 fn room_names(event: &Event) -> Result<Vec<String>, Refusal> {
@@ -109,6 +126,14 @@ mod tests {
         let answer = relay(&event(r#"["hello",2]"#), &|_| true).unwrap();
         assert!(answer.effects.is_empty());
         assert_eq!(&*answer.reply.unwrap().args, r#"["hello",2]"#);
+    }
+
+    #[test]
+    fn a_broadcast_goes_to_everyone_in_the_senders_namespace_and_nowhere_else() {
+        let said = Event { namespace: "/events".into(), ..event(r#"[{"room":"a:1"}]"#) };
+        assert_eq!(rooms(&broadcast(&said).unwrap()), ["/events#everyone"]);
+        let forged = Event { name: "error".into(), ..said };
+        assert_eq!(broadcast(&forged).unwrap_err().code, "forbidden");
     }
 
     #[test]

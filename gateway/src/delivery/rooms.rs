@@ -10,13 +10,16 @@ use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::outbox::Outbox;
+use super::presence::{Announcement, Announcer};
 use crate::client::ConnectionId;
 use crate::close::Close;
 use crate::commit::{Cursor, Effect, Entry, Grant, Position, Publication, Who};
 use crate::drain::Tasks;
-use crate::engine::{Feed, Follower};
+use crate::engine::{Feed, Follower, Health, Registration};
+use crate::event::Payload;
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -29,6 +32,9 @@ const COMMANDS_MAX: usize = 1_024;
 /// How long a connection waits to be made known.
 pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the engine is away before clients are told: shorter outages are nothing but late answers.
+const DEGRADED_AFTER: Duration = Duration::from_secs(1);
+
 /// How a protocol writes what is delivered. Two connections with the same `slot` share the bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Dialect {
@@ -40,6 +46,8 @@ pub struct Dialect {
     pub farewell: fn(namespace: &str, why: &crate::event::Refusal) -> Bytes,
     /// Complete frames that say that entries were lost, and the position that follows.
     pub reset: fn(namespace: &str, Position) -> Bytes,
+    /// Complete frames of an event of the gateway's own, said at this position.
+    pub notice: fn(namespace: &str, event: &str, data: &Payload, Position) -> Bytes,
 }
 
 /// How many dialects there are at most.
@@ -53,6 +61,8 @@ pub type Grants = Mutex<HashMap<Room, Grant>>;
 pub struct Local {
     /// Its id.
     pub id: ConnectionId,
+    /// The secret name of its session.
+    pub session: Arc<str>,
     /// Who it is.
     pub subject: Arc<str>,
     /// Where it speaks.
@@ -68,6 +78,18 @@ pub struct Local {
 enum Command {
     Attach { local: Arc<Local>, done: oneshot::Sender<()> },
     Detach { id: ConnectionId },
+    Census { answer: oneshot::Sender<Census> },
+}
+
+/// The connections of a tenant on this node.
+#[derive(Debug)]
+pub struct Census {
+    /// Up to where the log was handed out.
+    pub position: Position,
+    /// Those that have arrived, with their rooms.
+    pub there: Vec<Registration>,
+    /// All that are known here, arrived or not.
+    pub attached: HashSet<ConnectionId>,
 }
 
 /// The handle of a tenant's delivery on this node.
@@ -75,6 +97,7 @@ enum Command {
 pub struct Rooms {
     commands: mpsc::Sender<Command>,
     applied: watch::Receiver<Position>,
+    resets: watch::Receiver<u64>,
 }
 
 /// The delivery task has ended, or is too busy.
@@ -99,17 +122,44 @@ impl Drop for Attached {
 }
 
 impl Rooms {
-    /// Starts the delivery of a tenant on this node, for at most `connections_max` connections.
-    pub fn start(tenant: TenantId, follower: Follower, connections_max: usize, tasks: &Tasks) -> Rooms {
+    /// Starts the delivery of a tenant on this node, for at most `connections_max` connections, which are told
+    /// when the engine is away and when it is back. Members of rooms of `presence_events`' types are told who comes
+    /// and goes.
+    pub fn start(
+        tenant: TenantId,
+        follower: Follower,
+        health: watch::Receiver<Health>,
+        connections_max: usize,
+        presence_events: Arc<[String]>,
+        tasks: &Tasks,
+    ) -> Rooms {
         let (commands, mailbox) = mpsc::channel(COMMANDS_MAX + connections_max);
         let (applied_sender, applied) = watch::channel(follower.position);
+        let (resets_sender, resets) = watch::channel(0);
         let stopping = tasks.stopping().clone();
-        let task = Task { tenant, state: State::default(), applied: applied_sender };
+        let outage = Outage { health, told: None };
+        let state = State { announcer: Announcer::new(presence_events), ..State::default() };
+        let task = Task { tenant, state, applied: applied_sender, resets: resets_sender, outage };
         tasks.spawn(async move {
             // Stopping drops the task between two batches at the earliest: nothing is half handed out.
             tokio::select! { () = task.run(mailbox, follower.feed) => {}, () = stopping.cancelled() => {} }
         });
-        Rooms { commands, applied }
+        Rooms { commands, applied, resets }
+    }
+
+    /// Counts the times that entries were lost.
+    pub fn resets(&self) -> watch::Receiver<u64> {
+        self.resets.clone()
+    }
+
+    /// Who of this node is in which rooms.
+    ///
+    /// # Errors
+    /// The delivery has ended.
+    pub async fn census(&self) -> Result<Census, Ended> {
+        let (answer, counted) = oneshot::channel();
+        self.commands.send(Command::Census { answer }).await.map_err(|_| Ended)?;
+        counted.await.map_err(|_| Ended)
     }
 
     /// Makes a connection known, before its `Arrive` is committed.
@@ -145,19 +195,69 @@ struct Task {
     tenant: TenantId,
     state: State,
     applied: watch::Sender<Position>,
+    resets: watch::Sender<u64>,
+    outage: Outage,
+}
+
+/// What the clients know of the engine.
+struct Outage {
+    health: watch::Receiver<Health>,
+    /// Since when it is away, if they were told so.
+    told: Option<Instant>,
+}
+
+impl Outage {
+    /// Waits until there is something to tell: since when it is away, or `None` when it is back. May be dropped
+    /// half-way.
+    async fn news(&mut self) -> Option<Instant> {
+        loop {
+            let down = match *self.health.borrow_and_update() {
+                Health::Up => None,
+                Health::Down { since, .. } => Some(since),
+            };
+            match (down, self.told) {
+                (None, Some(_)) => return None,
+                (Some(since), None) if since.elapsed() >= DEGRADED_AFTER => return Some(since),
+                _ => {}
+            }
+            let tell_at = down.filter(|_| self.told.is_none()).map(|since| since + DEGRADED_AFTER);
+            let changed = async {
+                // Without an engine there are no news any more.
+                if self.health.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            match tell_at {
+                Some(at) => tokio::select! { () = changed => {}, () = tokio::time::sleep_until(at) => {} },
+                None => changed.await,
+            }
+        }
+    }
 }
 
 impl Task {
     async fn run(mut self, mut mailbox: mpsc::Receiver<Command>, mut feed: mpsc::Receiver<Feed>) {
         let mut batch = Vec::with_capacity(ENTRIES_PER_BATCH);
         loop {
+            let announce_at = self.state.announcer.next_due();
             tokio::select! {
                 // Commands first: a connection is attached before anything is committed for it.
                 biased;
                 command = mailbox.recv() => match command {
+                    Some(Command::Census { answer }) => {
+                        // Whoever asked may not wait any more.
+                        let _ = answer.send(self.state.census(*self.applied.borrow()));
+                    }
                     Some(command) => self.state.on_command(command),
                     None => return,
                 },
+                () = tokio::time::sleep_until(announce_at.unwrap_or_else(Instant::now)), if announce_at.is_some() => {
+                    for announcement in self.state.announcer.due(Instant::now()) {
+                        self.state.announce(&announcement);
+                    }
+                    self.state.flush();
+                }
+                away = self.outage.news() => self.on_outage(away),
                 count = feed.recv_many(&mut batch, ENTRIES_PER_BATCH) => {
                     if count == 0 {
                         tracing::warn!(tenant = %self.tenant, "the engine ended the feed");
@@ -173,6 +273,22 @@ impl Task {
         }
     }
 
+    fn on_outage(&mut self, away: Option<Instant>) {
+        let before = std::mem::replace(&mut self.outage.told, away);
+        let after = *self.applied.borrow();
+        match (away, before) {
+            (Some(_), _) => {
+                let data = serde_json::json!({ "code": "engine_unavailable" });
+                self.state.tell_all("degraded", &Payload::one(&data), after);
+            }
+            (None, Some(since)) => {
+                let after_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+                self.state.tell_all("restored", &Payload::one(&serde_json::json!({ "after_ms": after_ms })), after);
+            }
+            (None, None) => {}
+        }
+    }
+
     fn on_feed(&mut self, item: Feed) {
         match item {
             Feed::Entry(entry) => {
@@ -185,6 +301,7 @@ impl Task {
                 metrics::counter!("delivery_resets_total", "tenant" => self.tenant.to_string()).increment(1);
                 self.state.reset(position);
                 self.applied.send_replace(position);
+                self.resets.send_modify(|resets| *resets += 1);
             }
         }
     }
@@ -194,6 +311,7 @@ impl Task {
 struct State {
     connections: HashMap<ConnectionId, Member>,
     rooms: HashMap<Room, HashMap<ConnectionId, Arc<Local>>>,
+    announcer: Announcer,
     /// Outboxes with something to flush at the end of the batch.
     touched: Vec<Arc<Outbox>>,
 }
@@ -213,6 +331,36 @@ impl State {
                 let _ = done.send(());
             }
             Command::Detach { id } => self.remove(&id),
+            Command::Census { .. } => {}
+        }
+    }
+
+    fn census(&self, position: Position) -> Census {
+        let registration = |member: &Member| Registration {
+            connection: member.local.id.clone(),
+            subject: member.local.subject.clone(),
+            namespace: member.local.namespace.clone(),
+            session: member.local.session.clone(),
+            rooms: member.rooms.iter().cloned().collect(),
+        };
+        let arrived = self.connections.values().filter(|member| !member.rooms.is_empty());
+        let attached = self.connections.keys().cloned().collect();
+        Census { position, there: arrived.map(registration).collect(), attached }
+    }
+
+    /// Tells the members that may know who is there.
+    fn announce(&mut self, announcement: &Announcement) {
+        let Announcement { publication, except } = announcement;
+        let Some(members) = self.rooms.get(&publication.room) else { return };
+        let mut encoded: [Option<Bytes>; DIALECTS_MAX] = [const { None }; DIALECTS_MAX];
+        for local in members.values().filter(|local| except.as_ref() != Some(&local.subject)) {
+            if !local.grants.lock().get(&publication.room).is_some_and(|grant| grant.presence) {
+                continue;
+            }
+            let frames = encoded[local.dialect.slot].get_or_insert_with(|| (local.dialect.event)(publication, None));
+            if local.outbox.push(frames.clone()) {
+                self.touched.push(local.outbox.clone());
+            }
         }
     }
 
@@ -231,6 +379,12 @@ impl State {
                     published += 1;
                     self.publish(publication, Some(Cursor { position: entry.position, part }));
                 }
+            }
+        }
+        for change in &entry.presence {
+            let members = self.rooms.get(&change.room).map_or(0, HashMap::len);
+            if let Some(announcement) = self.announcer.note(change, members, Instant::now()) {
+                self.announce(&announcement);
             }
         }
     }
@@ -333,7 +487,15 @@ impl State {
         metrics::counter!("ws_deliveries_total").increment(delivered);
     }
 
+    fn tell_all(&mut self, event: &str, data: &Payload, at: Position) {
+        for member in self.connections.values() {
+            member.local.outbox.push((member.local.dialect.notice)(&member.local.namespace, event, data, at));
+            member.local.outbox.flush();
+        }
+    }
+
     fn reset(&mut self, position: Position) {
+        self.announcer.forget();
         for member in self.connections.values() {
             member.local.outbox.push((member.local.dialect.reset)(&member.local.namespace, position));
             member.local.outbox.flush();

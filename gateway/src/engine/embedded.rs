@@ -27,10 +27,16 @@ use tokio_util::task::TaskTracker;
 
 use self::store::{Due, Opened, Store, engine_error};
 use self::stream::Streams;
-use self::writer::{CommitJob, Job, QUEUED_JOBS_MAX, Writer};
+use self::writer::{BuryJob, CommitJob, Job, QUEUED_JOBS_MAX, Writer};
 use super::log::Limits;
-use super::{DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, Outcome, Range, TIMER_LEASE_MS};
-use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Versioned};
+use super::{
+    DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
+    Registration, TIMER_LEASE_MS,
+};
+use crate::client::ConnectionId;
+use crate::commit::{
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -136,6 +142,8 @@ pub struct EmbeddedEngine {
     /// Those that fill the feeds of slow followers.
     tasks: TaskTracker,
     health: watch::Sender<Health>,
+    /// What this node, the only one, says of itself.
+    stat: Mutex<NodeStat>,
 }
 
 /// What the writer and the callers use.
@@ -197,6 +205,7 @@ impl EmbeddedEngine {
             writer,
             tasks: TaskTracker::new(),
             health: watch::channel(Health::Up).0,
+            stat: Mutex::default(),
         }))
     }
 
@@ -330,6 +339,24 @@ impl Engine for EmbeddedEngine {
         Ok(())
     }
 
+    async fn postpone_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
+        let until = self.now().saturating_add(after_ms);
+        if let Ok(token) = timer.token.parse() {
+            self.shared.leases.lock().postpone(token, timer.attempt, until);
+        }
+        Ok(())
+    }
+
+    async fn bury_timer(&self, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
+        let (timer, why) = (timer.clone(), why.to_owned());
+        self.ask(|answer| Job::Bury(BuryJob { timer, why, answer })).await?
+    }
+
+    async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError> {
+        let tenant = tenant.clone();
+        self.aside(move |shared| shared.store.dead(&tenant, limit).map_err(engine_error)).await
+    }
+
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError> {
         Ok(self.shared.streams.of(tenant).session(session, self.now()))
     }
@@ -340,6 +367,42 @@ impl Engine for EmbeddedEngine {
 
     async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError> {
         Ok(self.shared.streams.of(tenant).count(room))
+    }
+
+    async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError> {
+        Ok(self.shared.streams.of(tenant).connections())
+    }
+
+    async fn register(
+        &self,
+        tenant: &TenantId,
+        at: Position,
+        there: &[Registration],
+        gone: &[ConnectionId],
+    ) -> Result<(), EngineError> {
+        self.shared.streams.of(tenant).register(at, there, gone);
+        Ok(())
+    }
+
+    /// None: the only node's registry ends with it.
+    async fn orphans(&self, _limit: usize) -> Result<Vec<Orphan>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    async fn reap(&self, _orphan: &Orphan, _timers: Vec<(TimerKey, TimerChange)>) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    fn report(&self, stat: NodeStat) {
+        *self.stat.lock() = stat;
+    }
+
+    fn nodes(&self) -> Vec<NodeStat> {
+        vec![self.stat.lock().clone()]
+    }
+
+    async fn retire(&self, _after_ms: Millis) -> Result<(), EngineError> {
+        Ok(())
     }
 
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {
@@ -408,6 +471,16 @@ impl Leases {
             && lease.attempt == attempt
         {
             lease.until = until;
+        }
+    }
+
+    /// As [`release`](Leases::release), and as if the claim had not been.
+    fn postpone(&mut self, token: u64, attempt: u32, until: Millis) {
+        if let Some(lease) = self.0.get_mut(&token)
+            && lease.attempt == attempt
+        {
+            lease.until = until;
+            lease.attempt = lease.attempt.saturating_sub(1);
         }
     }
 

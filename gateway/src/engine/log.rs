@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::Range;
-use crate::commit::{Effect, Entry, Millis, Position};
+use crate::commit::{Effect, Entry, Millis, Position, PresenceChange};
 use crate::room::Room;
 
 /// What an entry, and each of its effects, is counted with beside the bytes it carries.
@@ -48,12 +48,12 @@ impl Log {
     }
 
     /// Appends an entry and trims what is too much then; never the new entry itself.
-    pub(super) fn push(&mut self, at: Millis, effects: Vec<Effect>) {
+    pub(super) fn push(&mut self, at: Millis, effects: Vec<Effect>, presence: Vec<PresenceChange>) {
         self.top = self.top.next();
         for room in published_rooms(&effects) {
             self.rooms.entry_ref(room).or_default().push_back(self.top.seq);
         }
-        let entry = Entry { position: self.top, at, effects };
+        let entry = Entry { position: self.top, at, effects, presence };
         self.bytes += bytes_of(&entry);
         self.entries.push_back(Arc::new(entry));
         while self.entries.len() > 1
@@ -134,7 +134,10 @@ fn bytes_of(entry: &Entry) -> usize {
         Effect::Join { room, .. } | Effect::Leave { room, .. } | Effect::Disconnect { room, .. } => room.as_str().len(),
         Effect::Gone { .. } => 0,
     };
-    OVERHEAD_BYTES + entry.effects.iter().map(|effect| OVERHEAD_BYTES + carried(effect)).sum::<usize>()
+    let named = |change: &PresenceChange| change.room.as_str().len() + change.subject.len();
+    OVERHEAD_BYTES
+        + entry.presence.iter().map(named).sum::<usize>()
+        + entry.effects.iter().map(|effect| OVERHEAD_BYTES + carried(effect)).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -165,7 +168,7 @@ mod tests {
     fn the_oldest_go_when_there_are_too_many() {
         let mut log = Log::new(7, LIMITS);
         assert_eq!(seqs(log.range(at(0), 9)), Some(vec![]));
-        (0..25).for_each(|_| log.push(1, vec![say("a", 1)]));
+        (0..25).for_each(|_| log.push(1, vec![say("a", 1)], Vec::new()));
         assert_eq!((log.floor(), log.top()), (at(15), at(25)));
         assert_eq!(seqs(log.range(at(15), 2)), Some(vec![16, 17]));
         assert_eq!(seqs(log.range(at(14), 2)), None);
@@ -180,16 +183,16 @@ mod tests {
     #[test]
     fn the_oldest_go_when_they_take_too_much_memory() {
         let mut log = Log::new(7, Limits { bytes_max: 5_000, ..LIMITS });
-        (0..9).for_each(|_| log.push(1, vec![say("a", 1_000)]));
+        (0..9).for_each(|_| log.push(1, vec![say("a", 1_000)], Vec::new()));
         assert_eq!(log.floor(), at(6), "three of 1,406 bytes each fit");
-        log.push(1, vec![say("a", 9_000)]);
+        log.push(1, vec![say("a", 9_000)], Vec::new());
         assert_eq!((log.floor(), log.top()), (at(9), at(10)), "the newest stays, however large");
     }
 
     #[test]
     fn the_oldest_go_when_they_are_too_old() {
         let mut log = Log::new(7, LIMITS);
-        (1..=5).for_each(|n| log.push(n * 500, vec![say("a", 1)]));
+        (1..=5).for_each(|n| log.push(n * 500, vec![say("a", 1)], Vec::new()));
         log.trim(2_500);
         assert_eq!(log.floor(), at(2));
         log.trim(10_000);
@@ -197,15 +200,15 @@ mod tests {
         assert_eq!((log.bytes, log.rooms.len()), (0, 0), "nothing is left behind");
         assert_eq!(seqs(log.range(at(5), 9)), Some(vec![]));
         assert_eq!(seqs(log.range(at(4), 9)), None);
-        log.push(10_000, vec![say("a", 1)]);
+        log.push(10_000, vec![say("a", 1)], Vec::new());
         assert_eq!(seqs(log.range(at(5), 9)), Some(vec![6]));
     }
 
     #[test]
     fn history_names_an_entry_once_and_forgets_what_was_trimmed() {
         let mut log = Log::new(7, LIMITS);
-        (0..8).for_each(|_| log.push(1, vec![say("a", 1), say("b", 1), say("a", 1)]));
-        (0..4).for_each(|_| log.push(1, vec![say("b", 1)]));
+        (0..8).for_each(|_| log.push(1, vec![say("a", 1), say("b", 1), say("a", 1)], Vec::new()));
+        (0..4).for_each(|_| log.push(1, vec![say("b", 1)], Vec::new()));
         let seqs = |room: &str, before, limit| {
             let entries = log.history(&Room::parse(room).unwrap(), before, limit);
             entries.iter().map(|entry| entry.position.seq).collect::<Vec<_>>()

@@ -10,6 +10,8 @@ mod follow;
 mod frame;
 mod keys;
 mod link;
+mod nodes;
+mod registry;
 mod script;
 mod subscriptions;
 mod timers;
@@ -28,13 +30,18 @@ use tokio_util::task::TaskTracker;
 use self::follow::{Log, Pump, unexpected};
 use self::keys::TenantKeys;
 use self::link::{Commands, Dialer};
+use self::nodes::{Nodes, Rhythm};
+use self::registry::Cleared;
 use self::subscriptions::Subscriptions;
 use super::{
-    COMMIT_ID_KEPT_MS, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, Outcome,
-    Range, TIMER_LEASE_MS,
+    COMMIT_ID_KEPT_MS, DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member,
+    NodeStat, Orphan, Outcome, Range, Registration, TIMER_LEASE_MS,
 };
 use crate::client::ConnectionId;
-use crate::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Version, Versioned};
+use crate::commit::{
+    Commit, CommitId, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey,
+    Version, Versioned,
+};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -56,13 +63,32 @@ pub struct Options {
     pub log_age_max: Duration,
     /// How long a claimed timer stays with whoever claimed it, in milliseconds.
     pub timer_lease_ms: Millis,
+    /// How often timers are looked for in the partitions of other nodes too; from none to minutes.
+    pub timer_sweep_every: Duration,
+    /// How often the node tells the others that it lives.
+    pub beat: Duration,
+    /// For how long that counts; longer than two beats.
+    pub lease: Duration,
+    /// Are the documented keys of who is online kept? Only where one server has all keys.
+    pub presence_view: bool,
+    /// The tenant whose documented keys have no tenant in their names.
+    pub default_tenant: Option<TenantId>,
 }
 
 impl Default for Options {
-    /// 20,000 entries of two minutes and a half, which is what recovery needs, and
-    /// [`TIMER_LEASE_MS`].
+    /// 20,000 entries of two minutes and a half, which is what recovery needs, [`TIMER_LEASE_MS`], a beat every 3 s
+    /// that counts for 12, a sweep every 5 s, and the documented keys.
     fn default() -> Self {
-        Options { log_entries_max: 20_000, log_age_max: Duration::from_secs(150), timer_lease_ms: TIMER_LEASE_MS }
+        Options {
+            log_entries_max: 20_000,
+            log_age_max: Duration::from_secs(150),
+            timer_lease_ms: TIMER_LEASE_MS,
+            timer_sweep_every: Duration::from_secs(5),
+            beat: Duration::from_secs(3),
+            lease: Duration::from_secs(12),
+            presence_view: true,
+            default_tenant: None,
+        }
     }
 }
 
@@ -70,6 +96,9 @@ impl Default for Options {
 pub struct RedisEngine {
     commands: Commands,
     subscriptions: Subscriptions,
+    nodes: Arc<Nodes>,
+    cleared: Cleared,
+    sweeps: timers::Sweeps,
     options: Options,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -97,7 +126,13 @@ pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, En
     let (subscriptions, supervisor) = Subscriptions::supervised(dialer, stop.clone());
     tasks.spawn(supervisor);
     let _stop_when_dropped = stop.clone().drop_guard();
-    let engine = RedisEngine { commands, subscriptions, options, tasks, stop, _stop_when_dropped };
+    let rhythm = Rhythm { beat: options.beat, lease: options.lease };
+    let nodes = Arc::new(Nodes::new(commands.clone(), rhythm));
+    let (beating, stopped) = (nodes.clone().run(), stop.clone());
+    tasks.spawn(async move { stopped.run_until_cancelled(beating).await });
+    let (cleared, sweeps) = (Cleared::default(), timers::Sweeps::new(options.timer_sweep_every));
+    let engine =
+        RedisEngine { commands, subscriptions, nodes, cleared, sweeps, options, tasks, stop, _stop_when_dropped };
     engine.commands.link_within(FIRST_CONNECTION_MAX).await?;
     Ok(Arc::new(engine))
 }
@@ -122,6 +157,51 @@ impl RedisEngine {
 
     fn log(&self, tenant: &TenantId) -> Log {
         Log { commands: self.commands.clone(), keys: TenantKeys::of(tenant) }
+    }
+
+    /// What the names of a tenant's documented keys start with, if they are kept.
+    fn view(&self, tenant: &TenantId) -> Option<String> {
+        self.options.presence_view.then(|| keys::view_prefix(tenant, self.options.default_tenant.as_ref())).flatten()
+    }
+
+    /// Applies a commit; with `present`, only while that connection is registered.
+    async fn apply(&self, tenant: &TenantId, commit: &Commit, present: Option<&str>) -> Result<Applied, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        let (partition, channel) = (keys.partition().prefix(), keys.channel());
+        let effects = frame::encode_effects(&commit.effects)?;
+        let (incarnation, view) = (self.nodes.incarnation(), self.view(tenant));
+        let standing = frame::Standing { incarnation: &incarnation, view: view.as_deref(), present };
+        let changes = frame::encode_changes(tenant, commit, standing)?;
+        let age_ms = self.options.log_age_max.as_millis().max(1);
+        let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.options.log_entries_max.max(1).to_string());
+        let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
+        let seen = self.commands.epoch_seen().to_string();
+        let link = self.commands.link().await?;
+        let mut arguments: Vec<&[u8]> = vec![
+            keys.base().as_bytes(),
+            partition.as_bytes(),
+            channel.as_bytes(),
+            link.generation.as_bytes(),
+            &effects,
+            &changes.packed,
+            id_kept.as_bytes(),
+            entries.as_bytes(),
+            age.as_bytes(),
+            step.as_bytes(),
+            seen.as_bytes(),
+        ];
+        arguments.extend(changes.values.iter().map(|value| &**value));
+        let names = [&*keys.log(), &*keys.meta(), &*keys.commit_id(&commit.id)];
+        let answer = script::COMMIT.run(&mut link.connection(), &names, &arguments).await;
+        let applied = outcome(answer.map_err(|e| link.write_error(&e))?).inspect_err(|error| {
+            if matches!(error, EngineError::Unavailable(_)) {
+                self.nodes.lost(&incarnation);
+            }
+        })?;
+        if let Applied::Judged(Outcome::Committed(position)) = &applied {
+            self.commands.saw(*position);
+        }
+        Ok(applied)
     }
 
     /// One command that may be done twice: when the connection breaks, it is tried on the next.
@@ -168,36 +248,10 @@ impl Engine for RedisEngine {
     }
 
     async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Result<Outcome, EngineError> {
-        let keys = TenantKeys::of(tenant);
-        let (partition, channel) = (keys.partition().prefix(), keys.channel());
-        let effects = frame::encode_effects(&commit.effects)?;
-        let changes = frame::encode_changes(tenant, &commit)?;
-        let age_ms = self.options.log_age_max.as_millis().max(1);
-        let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.options.log_entries_max.max(1).to_string());
-        let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
-        let seen = self.commands.epoch_seen().to_string();
-        let link = self.commands.link().await?;
-        let mut arguments: Vec<&[u8]> = vec![
-            keys.base().as_bytes(),
-            partition.as_bytes(),
-            channel.as_bytes(),
-            link.generation.as_bytes(),
-            &effects,
-            &changes.packed,
-            id_kept.as_bytes(),
-            entries.as_bytes(),
-            age.as_bytes(),
-            step.as_bytes(),
-            seen.as_bytes(),
-        ];
-        arguments.extend(changes.values.iter().map(|value| &**value));
-        let names = [&*keys.log(), &*keys.meta(), &*keys.commit_id(&commit.id)];
-        let answer = script::COMMIT.run(&mut link.connection(), &names, &arguments).await;
-        let outcome = outcome(answer.map_err(|e| link.write_error(&e))?)?;
-        if let Outcome::Committed(position) = &outcome {
-            self.commands.saw(*position);
+        match self.apply(tenant, &commit, None).await? {
+            Applied::Judged(outcome) => Ok(outcome),
+            Applied::Absent => Err(EngineError::Corrupt("a connection was asked for that nobody named".into())),
         }
-        Ok(outcome)
     }
 
     async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Result<(), EngineError> {
@@ -278,11 +332,24 @@ impl Engine for RedisEngine {
     }
 
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
-        timers::claim(&self.commands, self.options.timer_lease_ms, limit).await
+        let own = self.nodes.partitions();
+        timers::claim(&self.commands, &self.sweeps.due(own), self.options.timer_lease_ms, limit).await
     }
 
     async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
-        timers::release(&self.commands, timer, after_ms).await
+        timers::release(&self.commands, timer, after_ms, true).await
+    }
+
+    async fn postpone_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
+        timers::release(&self.commands, timer, after_ms, false).await
+    }
+
+    async fn bury_timer(&self, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
+        timers::bury(&self.commands, timer, why).await
+    }
+
+    async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError> {
+        timers::dead(&self.commands, tenant, limit).await
     }
 
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError> {
@@ -317,6 +384,43 @@ impl Engine for RedisEngine {
         self.ask(::redis::cmd("ZCARD").arg(keys.room(room))).await
     }
 
+    async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError> {
+        registry::registered(&self.nodes, tenant).await
+    }
+
+    async fn register(
+        &self,
+        tenant: &TenantId,
+        at: Position,
+        there: &[Registration],
+        gone: &[ConnectionId],
+    ) -> Result<(), EngineError> {
+        registry::register(&self.nodes, tenant, at, there, gone, self.view(tenant).as_deref()).await
+    }
+
+    async fn orphans(&self, limit: usize) -> Result<Vec<Orphan>, EngineError> {
+        registry::orphans(&self.nodes, &self.cleared, limit).await
+    }
+
+    async fn reap(&self, orphan: &Orphan, timers: Vec<(TimerKey, TimerChange)>) -> Result<bool, EngineError> {
+        let effects = vec![Effect::Gone { id: orphan.connection.clone() }];
+        let commit = Commit { effects, timers, ..Commit::new(CommitId::random()) };
+        let applied = self.apply(&orphan.tenant, &commit, Some(orphan.connection.as_str())).await?;
+        Ok(matches!(applied, Applied::Judged(_)))
+    }
+
+    fn report(&self, stat: NodeStat) {
+        self.nodes.report(stat);
+    }
+
+    fn nodes(&self) -> Vec<NodeStat> {
+        self.nodes.all()
+    }
+
+    async fn retire(&self, after_ms: Millis) -> Result<(), EngineError> {
+        self.nodes.retire(after_ms).await
+    }
+
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {
         let key = keys::artifact(digest).ok_or_else(|| no_digest(digest))?;
         let link = self.commands.link().await?;
@@ -346,21 +450,31 @@ impl RedisEngine {
     /// The one member of a connection's own room.
     async fn connection(&self, keys: &TenantKeys, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
         let who: Option<String> = self.ask(::redis::cmd("HGET").arg(keys.connections()).arg(id)).await?;
-        let Some((namespace, subject)) = who.as_deref().and_then(|who| who.split_once('\0')) else { return Ok(None) };
+        let Some([namespace, subject, _]) = who.as_deref().and_then(registry::read_connection) else { return Ok(None) };
         let member = Member { subject: subject.into(), connection: ConnectionId::from(id) };
         Ok((namespace == room.namespace()).then_some(member))
     }
 }
 
-fn outcome(answer: Value) -> Result<Outcome, EngineError> {
+/// What the commit script answers.
+enum Applied {
+    Judged(Outcome),
+    /// Nothing was applied: the connection that must be there is not.
+    Absent,
+}
+
+fn outcome(answer: Value) -> Result<Applied, EngineError> {
     let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
     let mut parts = parts.into_iter();
     let kind = text(parts.next().unwrap_or_default())?;
     let mut key = || Ok(StateKey::stored(&text(parts.next().unwrap_or_default())?));
+    let judged = |outcome| Ok(Applied::Judged(outcome));
     match &*kind {
-        "committed" => Ok(Outcome::Committed(follow::position(&parts.next().unwrap_or_default())?)),
-        "conflict" => Ok(Outcome::Conflict(key()?)),
-        "timer-gone" => Ok(Outcome::TimerGone),
+        "committed" => judged(Outcome::Committed(follow::position(&parts.next().unwrap_or_default())?)),
+        "conflict" => judged(Outcome::Conflict(key()?)),
+        "timer-gone" => judged(Outcome::TimerGone),
+        "absent" => Ok(Applied::Absent),
+        "fenced" => Err(EngineError::Unavailable("the other nodes have counted this one as gone".into())),
         "not-a-counter" => Err(EngineError::NotACounter(key()?)),
         other => Err(EngineError::Corrupt(format!("the commit script answered {other:?}"))),
     }

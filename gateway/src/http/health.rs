@@ -31,24 +31,28 @@ pub(super) fn health(gateway: &Arc<Gateway>) -> Answer {
     )
 }
 
-/// `GET /api/v1/health/ready`: takes connections, and its engine answers.
+/// `GET /api/v1/health/ready`: does this node take connections? A Redis that is away does not change that: all
+/// nodes share it, and a balancer that took all of them out would have nowhere to send anybody.
 pub(super) async fn ready(gateway: &Arc<Gateway>) -> Answer {
     if !gateway.ready.load(Ordering::Acquire) {
         return refusal(StatusCode::SERVICE_UNAVAILABLE, "not_ready", "this node starts or stops");
     }
-    match tokio::time::timeout(PING_TIMEOUT, gateway.engine.ping()).await {
-        Ok(Ok(())) => json_answer(StatusCode::OK, &json!({ "status": "ready" })),
-        Ok(Err(error)) => refusal(StatusCode::SERVICE_UNAVAILABLE, "engine_unavailable", &error.to_string()),
-        Err(_) => {
-            let text = format!("the engine did not answer within {} ms", PING_TIMEOUT.as_millis());
-            refusal(StatusCode::SERVICE_UNAVAILABLE, "engine_unavailable", &text)
-        }
+    let answered = tokio::time::timeout(PING_TIMEOUT, gateway.engine.ping()).await;
+    let why = match answered {
+        Ok(Ok(())) => return json_answer(StatusCode::OK, &json!({ "status": "ready", "engine": "up" })),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("the engine did not answer within {} ms", PING_TIMEOUT.as_millis()),
+    };
+    if gateway.config.redis_url.is_none() {
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, "engine_unavailable", &why);
     }
+    json_answer(StatusCode::OK, &json!({ "status": "degraded", "engine": "down", "reason": why }))
 }
 
 /// `GET /api/v1/ws/metrics`.
 pub(super) fn status(gateway: &Arc<Gateway>) -> Answer {
     let connections = gateway.connections.taken();
+    let others: Vec<_> = gateway.engine.nodes().into_iter().skip(1).collect();
     let tenants: serde_json::Map<_, _> = gateway
         .tenants()
         .into_iter()
@@ -59,9 +63,9 @@ pub(super) fn status(gateway: &Arc<Gateway>) -> Answer {
         &json!({
             "serverId": gateway.server_id,
             "connections": connections,
-            // Of this node: nodes do not know of each other's counts yet.
-            "totalConnections": connections,
-            "serverCount": 1,
+            // The others' are a few seconds old.
+            "totalConnections": connections + others.iter().map(|node| node.connections).sum::<u32>(),
+            "serverCount": others.len() + 1,
             "maxConnections": gateway.connections.max(),
             "connectionsByTenant": tenants,
             "uptime": gateway.started.elapsed().as_secs(),

@@ -1,4 +1,4 @@
-//! The demo page, in demo mode only.
+//! The demo pages, in demo mode only: visitor approvals, and one event through a whole cluster.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,8 +13,12 @@ use crate::decision::token::sign;
 use crate::gateway::{Gateway, LiveTenant};
 use crate::tenant::KeyMaterial;
 
-/// The tenant that the page shows.
+/// The tenant that the page of visitor approvals shows.
 const DEMO_TENANT: &str = "green-valley";
+/// The tenant of the cluster's page.
+const CLUSTER_TENANT: &str = "team-hub";
+/// What its clients are in, so that it is the namespace whose everyone gets `test-event`.
+const CLUSTER_NAMESPACE: &str = "/events";
 /// How long the page's tokens last, in seconds.
 const TOKEN_TTL_S: u64 = 12 * 3_600;
 /// What the page may load and talk to.
@@ -34,7 +38,13 @@ pub(super) fn demo(gateway: &Arc<Gateway>, file: &str) -> Answer {
         "demo_log.js" => (SCRIPT, include_bytes!("pages/demo_log.js")),
         "socket.io.min.js" => (SCRIPT, include_bytes!("pages/socket.io.min.js")),
         "icon.svg" => ("image/svg+xml", include_bytes!("pages/icon.svg")),
+        "cluster" => (HTML, include_bytes!("pages/cluster.html")),
+        "cluster.css" => ("text/css; charset=utf-8", include_bytes!("pages/cluster.css")),
+        "cluster.js" => (SCRIPT, include_bytes!("pages/cluster.js")),
+        "cluster_link.js" => (SCRIPT, include_bytes!("pages/cluster_link.js")),
+        "theme.js" => (SCRIPT, include_bytes!("pages/theme.js")),
         "tokens.json" => return tokens(gateway),
+        "cluster_tokens.json" => return cluster_tokens(gateway),
         _ => return refusal(StatusCode::NOT_FOUND, "not_found", "the demo has no such file"),
     };
     let mut answer = answer(StatusCode::OK, content_type, body);
@@ -57,6 +67,16 @@ fn tokens(gateway: &Arc<Gateway>) -> Answer {
         .find_map(|plugin| plugin.settings.get("timeout_ms")?.parse::<u64>().ok())
         .unwrap_or(120_000);
     json_answer(StatusCode::OK, &json!({ "tenant": DEMO_TENANT, "timeout_ms": timeout_ms, "tokens": people }))
+}
+
+/// Ready-made tokens of the members on the cluster's page.
+fn cluster_tokens(gateway: &Arc<Gateway>) -> Answer {
+    let Some(tenant) = gateway.tenant(CLUSTER_TENANT) else {
+        return refusal(StatusCode::NOT_FOUND, "unknown_tenant", "this page needs the tenant team-hub");
+    };
+    let members = ["ana", "ben", "cleo"].map(|member| (member, json!({ "sub": member, "projects": ["p1"] })));
+    let tokens = signed(&tenant, members);
+    json_answer(StatusCode::OK, &json!({ "tenant": CLUSTER_TENANT, "namespace": CLUSTER_NAMESPACE, "tokens": tokens }))
 }
 
 /// What a person who has just started the demo wants to know.
@@ -93,6 +113,16 @@ fn demo_people(tenant: &LiveTenant) -> Value {
             json!({"sub": "resident-vikram", "name": "Vikram Patel", "role": "resident", "flats": ["A-101", "A-102"]}),
         ),
     ];
+    signed(tenant, people.map(|(person, claims)| (person, with_society(claims))))
+}
+
+fn with_society(mut claims: Value) -> Value {
+    claims["society_id"] = DEMO_TENANT.into();
+    claims
+}
+
+/// A token of a tenant for each of these claims, good from now on; those that cannot be signed are missing.
+fn signed<const N: usize>(tenant: &LiveTenant, people: [(&str, Value); N]) -> Value {
     let key = tenant.tenant.auth.keys.iter().find_map(|key| match &key.material {
         KeyMaterial::Secret(secret) => Some((key, secret)),
         KeyMaterial::Pem(_) | KeyMaterial::Jwk(_) => None,
@@ -101,7 +131,6 @@ fn demo_people(tenant: &LiveTenant) -> Value {
     for (person, mut claims) in people {
         let now_s = now_ms() / 1_000;
         claims["tenant"] = tenant.tenant.id.as_str().into();
-        claims["society_id"] = DEMO_TENANT.into();
         claims["iat"] = now_s.into();
         claims["exp"] = (now_s + TOKEN_TTL_S).into();
         let (Some((key, secret)), Value::Object(claims)) = (key, claims) else { continue };

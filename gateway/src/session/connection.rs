@@ -9,11 +9,11 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::departure::Departure;
 use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
 use crate::client::{Client, ConnectionId, Identity, random_id};
 use crate::close::Close;
 use crate::commit::{Commit, CommitId, Effect, Millis, Position, SessionRecord, now_ms};
-use crate::decision::farewell::Farewell;
 use crate::decision::token::peek_tenant;
 use crate::decision::{Decided, Input, Undecided};
 use crate::delivery::rooms::{Attached, Local};
@@ -57,6 +57,7 @@ impl Connection {
             connection: self.client.connection.clone(),
             subject: self.client.identity.subject.clone(),
             namespace: self.client.namespace.clone(),
+            claims: self.client.identity.claims.clone(),
             rooms: self.local.grants.lock().iter().map(|(room, grant)| (room.clone(), *grant)).collect(),
             ttl_ms,
         }
@@ -72,7 +73,7 @@ fn expiry(identity: &Identity) -> Option<Instant> {
 
 /// Waits until this node has applied what was decided, where the answer would otherwise be
 /// ahead of it: the next event of the client may rest on it.
-pub(super) async fn applied(gateway: &Gateway, tenant: &LiveTenant, decided: &Decided) {
+pub(super) async fn applied(gateway: &Arc<Gateway>, tenant: &Arc<LiveTenant>, decided: &Decided) {
     let (true, Some(position)) = (decided.memberships, decided.position) else { return };
     let Ok(rooms) = tenant.rooms(gateway).await else { return };
     if tokio::time::timeout(APPLY_TIMEOUT, rooms.applied(position)).await.is_err() {
@@ -169,8 +170,10 @@ impl Session {
         let rooms = tenant.rooms(&self.gateway).await.map_err(|error| unavailable(error.to_string()))?;
         let expires = expiry(&identity);
         let client = Client { connection: ConnectionId::random(), identity, namespace: namespace.clone() };
+        let session: Arc<str> = random_id().into();
         let local = Arc::new(Local {
             id: client.connection.clone(),
+            session: session.clone(),
             subject: client.identity.subject.clone(),
             namespace: namespace.clone(),
             outbox: self.outbox.clone(),
@@ -179,12 +182,12 @@ impl Session {
         });
         // Known here before it is anywhere else, so that its arrival in the log finds it.
         let attached = rooms.attach(local.clone()).await.map_err(|error| unavailable(error.to_string()))?;
-        let session: Arc<str> = random_id().into();
         let record = SessionRecord {
             session: session.clone(),
             connection: client.connection.clone(),
             subject: client.identity.subject.clone(),
             namespace: namespace.clone(),
+            claims: client.identity.claims.clone(),
             rooms: BTreeMap::new(),
             ttl_ms: tenant.tenant.limits.recovery_window_ms,
         };
@@ -215,6 +218,7 @@ impl Session {
         let welcome = json!({
             "connection": connection.client.connection.as_str(),
             "session": &*connection.session,
+            "server": self.gateway.server_id,
             "subject": &*connection.client.identity.subject,
             "namespace": &*connection.client.namespace,
             "rooms": rooms,
@@ -283,18 +287,11 @@ impl Session {
         }
     }
 
-    /// Out of all rooms, on every node. The session record stays: the client may come back; handlers that
-    /// want to know are told when it has not.
+    /// Out of all rooms, on every node, at once or when its grace is over. The session record stays: the client may
+    /// come back; handlers that want to know are told when it has not.
     pub(super) async fn leave(&self, connection: Connection, close: Close) {
         let Some(tenant) = &self.tenant else { return };
-        let gone = Effect::Gone { id: connection.client.connection.clone() };
-        let window = tenant.tenant.limits.recovery_window_ms;
-        let farewell = Farewell::new(&connection.client, close.word());
-        let timers = farewell.timers(&tenant.pipeline.load(), &connection.session, window);
-        let commit = Commit { effects: vec![gone], timers, ..Commit::new(CommitId::random()) };
-        if let Err(error) = tenant.decisions.commit_directly(commit).await {
-            tracing::warn!(tenant = %tenant.tenant.id, %error, "a connection's leaving was not committed");
-        }
+        Departure::of(&self.gateway, tenant, &connection.client, &connection.session, close).depart().await;
     }
 }
 

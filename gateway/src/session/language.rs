@@ -57,10 +57,16 @@ impl Language {
 
     pub(super) fn dialect(&self) -> Dialect {
         match self {
-            Language::Json => Dialect { slot: 0, event: json_event, farewell: json_farewell, reset: json_reset },
-            Language::SocketIo(_) => {
-                Dialect { slot: 1, event: socketio_event, farewell: socketio_farewell, reset: socketio_reset }
+            Language::Json => {
+                Dialect { slot: 0, event: json_event, farewell: json_farewell, reset: json_reset, notice: json_notice }
             }
+            Language::SocketIo(_) => Dialect {
+                slot: 1,
+                event: socketio_event,
+                farewell: socketio_farewell,
+                reset: socketio_reset,
+                notice: socketio_notice,
+            },
         }
     }
 
@@ -176,6 +182,14 @@ fn json_farewell(_namespace: &str, why: &Refusal) -> Bytes {
 
 fn json_reset(_namespace: &str, position: Position) -> Bytes {
     text_frame(&plain::notice("reset", &json!({ "pos": position.to_string() })))
+}
+
+fn json_notice(_namespace: &str, event: &str, data: &Payload, _at: Position) -> Bytes {
+    text_frame(&plain::notice_payload(event, data))
+}
+
+fn socketio_notice(namespace: &str, event: &str, data: &Payload, _at: Position) -> Bytes {
+    packet(socketio::event(namespace, event, data, None))
 }
 
 fn socketio_event(publication: &Publication, _cursor: Option<Cursor>) -> Bytes {

@@ -13,8 +13,12 @@ use serde_json::{Value, json};
 use super::Session;
 use crate::commit::now_ms;
 use crate::decision::Decided;
+use crate::engine::EngineError;
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
+
+/// What a client is told to wait when the engine could not be asked, in milliseconds.
+const RETRY_AFTER_MS: u64 = 2_000;
 
 /// The events that the gateway answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +91,11 @@ fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new("invalid", message)
 }
 
+/// The engine could not be asked; the next try may find it.
+fn unavailable(error: &EngineError) -> Refusal {
+    Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..Refusal::new("engine_unavailable", error.to_string()) }
+}
+
 /// The first argument as this request's own type.
 fn argument<T: DeserializeOwned>(data: &Payload) -> Result<T, Refusal> {
     let first: Vec<Value> = serde_json::from_str(&data.args).map_err(|error| invalid(error.to_string()))?;
@@ -115,7 +124,7 @@ impl Session {
             Request::BatchUpdate => self.batch_update(tenant, index, data).await,
             Request::History => Box::pin(self.history(tenant, index, data)).await,
             Request::Presence => Box::pin(self.presence(tenant, index, data)).await,
-            Request::Heartbeat => Ok(Answer::ack(&json!({ "ts": now_ms() }))),
+            Request::Heartbeat => Ok(Answer::ack(&json!({ "ts": now_ms(), "server": self.gateway.server_id }))),
             Request::RefreshToken => self.refresh_token(tenant, index, data),
             Request::Resume => Box::pin(self.resume(tenant, index, data)).await,
         }

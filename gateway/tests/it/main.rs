@@ -10,6 +10,7 @@ mod engine_suite;
 mod plugin_build;
 mod plugin_host;
 mod redis_engine;
+mod redis_nodes;
 
 // The whole, as its users meet it.
 mod approvals;
@@ -17,10 +18,13 @@ mod cli;
 mod cluster;
 mod connect;
 mod demo;
+mod deploy;
 mod harm;
 mod http;
 mod limits;
+mod outage;
 mod outcome;
+mod presence;
 mod rooms;
 mod shutdown;
 mod socketio;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use postern::client::{Client, ConnectionId, Identity};
 use postern::commit::{Effect, Position};
+use postern::decision::backlog::Backlog;
 use postern::decision::pipeline::Pipeline;
 use postern::decision::plugin::{Host, HostSettings};
 use postern::decision::{Decisions, Input};
@@ -45,7 +46,7 @@ impl Society {
         let plugin = host.load(&tenant, &settings, &CallLimits::default(), component.into()).await.unwrap();
         let mut pipeline = Pipeline::default();
         pipeline.add(Role::Handler, plugin, None);
-        let decisions = Decisions::new(tenant, engine.clone(), CallLimits::default());
+        let decisions = Decisions::new(tenant, engine.clone(), CallLimits::default(), Backlog::of_node());
         Society { engine, decisions, pipeline }
     }
 

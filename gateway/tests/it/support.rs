@@ -3,6 +3,7 @@
 //! Everything is real: the `postern` binary, components built from source, npm's `socket.io-client`
 //! and `ws`, PyPI's `python-socketio`. All of it is on loopback and stopped when dropped.
 
+pub(crate) mod balancer;
 pub(crate) mod clients;
 pub(crate) mod node;
 pub(crate) mod redis_server;

@@ -1,13 +1,14 @@
 //! Who is where, for one tenant, as the entries of its log say.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
 use crate::client::ConnectionId;
-use crate::commit::{Effect, Who};
-use crate::engine::Member;
+use crate::commit::{Effect, PresenceChange, Who};
+use crate::engine::{Member, Registration};
 use crate::room::Room;
 
 /// The registry. It holds what is connected, so the limit on connections is its limit.
@@ -15,6 +16,8 @@ use crate::room::Room;
 pub(super) struct Presence {
     connections: HashMap<ConnectionId, Connection>,
     rooms: HashMap<Room, BTreeSet<Member>>,
+    /// What has changed since it was last asked for.
+    changes: Vec<PresenceChange>,
 }
 
 #[derive(Debug)]
@@ -41,6 +44,55 @@ impl Presence {
             Effect::Gone { id } => self.gone(id),
             Effect::Publish(_) | Effect::Disconnect { .. } => {}
         }
+    }
+
+    /// Which users came and went since this was last asked: see [`Entry::presence`](crate::commit::Entry::presence).
+    pub(super) fn take_changes(&mut self) -> Vec<PresenceChange> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// All connections.
+    pub(super) fn connections(&self) -> Vec<ConnectionId> {
+        self.connections.keys().cloned().collect()
+    }
+
+    /// See [`Engine::register`](crate::engine::Engine::register).
+    pub(super) fn register(&mut self, there: &[Registration], gone: &[ConnectionId], exact: bool) {
+        for id in gone {
+            self.gone(id);
+        }
+        for Registration { connection: id, subject, namespace, rooms, .. } in there {
+            self.arrive(id, subject, namespace);
+            for room in rooms {
+                self.join(id, room);
+            }
+            let own = Room::connection(namespace, id);
+            let known = self.connections.get(id).map(|connection| connection.rooms.clone()).unwrap_or_default();
+            for room in known.iter().filter(|room| exact && **room != own && !rooms.contains(room)) {
+                self.leave(id, room);
+            }
+        }
+        self.changes.clear();
+    }
+
+    /// A user came or went; coming back after going is no change.
+    fn turn(&mut self, room: &Room, subject: &Arc<str>, joined: bool) {
+        if room.is_reserved() {
+            return;
+        }
+        match self.changes.iter().position(|change| change.room == *room && change.subject == *subject) {
+            Some(index) => drop(self.changes.remove(index)),
+            None => self.changes.push(PresenceChange { room: room.clone(), subject: Arc::clone(subject), joined }),
+        }
+    }
+
+    /// Is one of the user's connections in the room besides this one?
+    fn is_there_otherwise(&self, room: &Room, subject: &Arc<str>, id: &ConnectionId) -> bool {
+        let Some(members) = self.rooms.get(room) else { return false };
+        let first = Member { subject: Arc::clone(subject), connection: ConnectionId::from("") };
+        let mut theirs = members.range((Bound::Included(first), Bound::Unbounded));
+        let mut theirs = theirs.by_ref().take_while(|member| member.subject == *subject);
+        theirs.any(|member| member.connection != *id)
     }
 
     /// Who is in a room, in order.
@@ -78,8 +130,12 @@ impl Presence {
     fn join(&mut self, id: &ConnectionId, room: &Room) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.rooms.insert(room.clone()) {
-            let member = Member { subject: Arc::clone(&connection.subject), connection: id.clone() };
+            let subject = Arc::clone(&connection.subject);
+            let member = Member { subject: Arc::clone(&subject), connection: id.clone() };
             self.rooms.entry_ref(room).or_default().insert(member);
+            if !self.is_there_otherwise(room, &subject, id) {
+                self.turn(room, &subject, true);
+            }
         }
     }
 
@@ -100,9 +156,12 @@ impl Presence {
 
     fn remove_member(&mut self, id: &ConnectionId, subject: Arc<str>, room: &Room) {
         let Some(members) = self.rooms.get_mut(room) else { return };
-        members.remove(&Member { subject, connection: id.clone() });
+        members.remove(&Member { subject: Arc::clone(&subject), connection: id.clone() });
         if members.is_empty() {
             self.rooms.remove(room);
+        }
+        if !self.is_there_otherwise(room, &subject, id) {
+            self.turn(room, &subject, false);
         }
     }
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use redb::{
-    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError,
-    WriteTransaction,
+    Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata as _, Table,
+    TableDefinition, TableError, WriteTransaction,
 };
 
 use super::OpenError;
+use super::writer::BuryJob;
 use crate::commit::{Commit, CommitId, Millis, StateKey, TimerChange, TimerKey, Version, Versioned, Write};
-use crate::engine::{COMMIT_ID_KEPT_MS, EngineError, KeyPage, Outcome};
+use crate::engine::{COMMIT_ID_KEPT_MS, DEAD_TIMERS_MAX, DeadTimer, EngineError, KeyPage, Outcome};
 use crate::tenant::TenantId;
 
 /// The layout below. A file with another number is refused.
@@ -32,6 +33,9 @@ type TimerRow = (&'static str, &'static str, &'static str);
 /// (due, token, data)
 type TimerCell = (Millis, u64, &'static str);
 
+/// (timer, due, attempts, data, why)
+type DeadCell = (TimerRow, Millis, u32, &'static str, &'static str);
+
 const STATE: TableDefinition<'_, StateRow, StateCell> = TableDefinition::new("state");
 /// (expires at, tenant, key)
 const EXPIRY: TableDefinition<'_, (Millis, &str, &str), ()> = TableDefinition::new("expiry");
@@ -41,6 +45,8 @@ const DUE: TableDefinition<'_, (Millis, u64), TimerRow> = TableDefinition::new("
 /// (done at, number) → (tenant, commit id, epoch)
 const DONE: TableDefinition<'_, (Millis, u64), (&str, &str, u64)> = TableDefinition::new("done");
 /// `format`, `epoch` (the latest process's) and `number` (the latest version, token or such)
+/// (number) → (timer, due, attempts, data, why)
+const DEAD: TableDefinition<'_, u64, DeadCell> = TableDefinition::new("dead_timers");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// SHA-256 → bytes
 const ARTIFACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("artifacts");
@@ -111,6 +117,7 @@ impl Store {
         }
         drop(tables);
         txn.open_table(ARTIFACTS)?;
+        txn.open_table(DEAD)?;
         txn.commit()?;
         Ok(Opened { store: self, epoch, number, done })
     }
@@ -184,6 +191,46 @@ impl Store {
             let data = cell.value().2.into();
             let key = TimerKey { plugin: plugin.into(), name: name.into() };
             found.push(Due { tenant: tenant.to_owned(), key, due, token, data });
+        }
+        Ok(found)
+    }
+
+    /// See [`Engine::bury_timer`](crate::engine::Engine::bury_timer). Answers the token that is settled.
+    pub(super) fn bury(&self, job: &BuryJob, number: &mut u64) -> Result<Option<u64>, redb::Error> {
+        let txn = self.db.begin_write()?;
+        let (timer, row) = (&job.timer, (job.timer.tenant.as_str(), &*job.timer.key.plugin, &*job.timer.key.name));
+        {
+            let mut tables = Tables::open(&txn)?;
+            let token = tables.timers.get(row)?.map(|cell| cell.value().1);
+            if token.is_none() || token != timer.token.parse().ok() {
+                return Ok(None);
+            }
+            tables.set_timer(timer.tenant.as_str(), &timer.key, None)?;
+            let mut dead = txn.open_table(DEAD)?;
+            dead.insert(next(number), (row, timer.due, timer.attempt, &*timer.data, &*job.why))?;
+            while dead.len()? > DEAD_TIMERS_MAX as u64 {
+                dead.pop_first()?;
+            }
+            tables.finish(*number)?;
+        }
+        txn.commit()?;
+        Ok(timer.token.parse().ok())
+    }
+
+    /// See [`Engine::dead_timers`](crate::engine::Engine::dead_timers).
+    pub(super) fn dead(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, redb::Error> {
+        let dead = self.db.begin_read()?.open_table(DEAD)?;
+        let mut found = Vec::new();
+        for row in dead.iter()?.rev() {
+            let cell = row?.1;
+            let ((of, plugin, name), due, attempts, data, why) = cell.value();
+            if found.len() == limit {
+                break;
+            }
+            if of == tenant.as_str() {
+                let key = TimerKey { plugin: plugin.into(), name: name.into() };
+                found.push(DeadTimer { key, due, data: data.into(), attempts, why: why.into() });
+            }
         }
         Ok(found)
     }

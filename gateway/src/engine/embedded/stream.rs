@@ -9,9 +9,10 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::feed::Feeder;
 use super::presence::Presence;
+use crate::client::ConnectionId;
 use crate::commit::{Commit, CommitId, Entry, Millis, Position, Publication, SessionRecord};
 use crate::engine::log::{Limits, Log};
-use crate::engine::{COMMIT_ID_KEPT_MS, Follower, Member, Range};
+use crate::engine::{COMMIT_ID_KEPT_MS, Follower, Member, Range, Registration};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -100,7 +101,8 @@ impl Stream {
             for effect in &commit.effects {
                 inner.presence.apply(effect);
             }
-            inner.log.push(now, commit.effects.clone());
+            let presence = inner.presence.take_changes();
+            inner.log.push(now, commit.effects.clone(), presence);
             inner.feeders.retain_mut(|feeder| feeder.offer(&inner.log));
         }
         let position = inner.log.top();
@@ -166,6 +168,16 @@ impl Stream {
 
     pub(super) fn count(&self, room: &Room) -> usize {
         self.inner.lock().presence.count(room)
+    }
+
+    pub(super) fn connections(&self) -> Vec<ConnectionId> {
+        self.inner.lock().presence.connections()
+    }
+
+    pub(super) fn register(&self, at: Position, there: &[Registration], gone: &[ConnectionId]) {
+        let inner = &mut *self.inner.lock();
+        let exact = inner.log.top() == at;
+        inner.presence.register(there, gone, exact);
     }
 
     fn sweep(&self, now: Millis) {

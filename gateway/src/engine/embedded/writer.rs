@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::store::{Stamp, Tables, Verdict, engine_error};
 use super::{Durability, Shared};
 use crate::commit::{Commit, CommitId, Millis, Position};
-use crate::engine::{EngineError, Outcome};
+use crate::engine::{DueTimer, EngineError, Outcome};
 use crate::tenant::TenantId;
 
 /// How many jobs wait for the writer at most. More are refused: they would wait for seconds.
@@ -36,6 +36,7 @@ pub(super) enum Job {
         bytes: Bytes,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
+    Bury(BuryJob),
     #[cfg(test)]
     Sweep {
         answer: oneshot::Sender<()>,
@@ -46,6 +47,13 @@ pub(super) struct CommitJob {
     pub(super) tenant: TenantId,
     pub(super) commit: Arc<Commit>,
     pub(super) answer: oneshot::Sender<Result<Outcome, EngineError>>,
+}
+
+/// A timer to be given up.
+pub(super) struct BuryJob {
+    pub(super) timer: DueTimer,
+    pub(super) why: String,
+    pub(super) answer: oneshot::Sender<Result<bool, EngineError>>,
 }
 
 /// What is decided about one commit of a batch.
@@ -96,6 +104,13 @@ impl Writer {
                 Job::Artifact { digest, bytes, answer } => {
                     let put = self.shared.store.put_artifact(&digest, &bytes).map_err(engine_error);
                     let _ = answer.send(put);
+                }
+                Job::Bury(job) => {
+                    let buried = self.shared.store.bury(&job, &mut self.number).map_err(engine_error);
+                    if let Ok(Some(token)) = buried {
+                        self.shared.leases.lock().settle(&[token]);
+                    }
+                    let _ = job.answer.send(buried.map(|token| token.is_some()));
                 }
                 #[cfg(test)]
                 Job::Sweep { answer } => {

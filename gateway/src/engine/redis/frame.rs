@@ -1,7 +1,7 @@
 //! Commits as bytes: in the log, on the channel, and as the commit script takes them.
 //!
 //! A log frame is the format byte, the time of the commit (8 bytes, big-endian; written by the script,
-//! whose clock counts) and the effects. A message on the channel is `<epoch>-<seq> ` and the frame, or `~` and
+//! whose clock counts), in format 2 who came and went, and the effects. A message on the channel is `<epoch>-<seq> ` and the frame, or `~` and
 //! an ephemeral publication behind its format byte.
 
 use std::sync::Arc;
@@ -9,15 +9,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::commit::{Commit, Effect, Entry, Millis, Position, Publication, SessionRecord, TimerChange, Who, Write};
+use crate::commit::{
+    Commit, Effect, Entry, Millis, Position, PresenceChange, Publication, SessionRecord, TimerChange, Who, Write,
+};
 use crate::engine::EngineError;
 use crate::room::Room;
 use crate::tenant::TenantId;
 
 use super::keys;
 
-/// The format of what is written; the script writes the same number.
+/// The format of a frame of effects, and of ephemeral publications; the script writes the same number.
 const FORMAT: u8 = 1;
+
+/// The format of a frame with presence changes before its effects.
+const FORMAT_WITH_PRESENCE: u8 = 2;
 
 /// Format byte and time.
 const HEADER_BYTES: usize = 9;
@@ -51,12 +56,20 @@ pub(super) fn decode_entry(position: Position, frame: &[u8]) -> Result<Entry, En
     let (head, effects) =
         frame.split_at_checked(HEADER_BYTES).ok_or_else(|| damaged(format!("only {} bytes", frame.len())))?;
     let (format, at) = head.split_first().ok_or_else(|| damaged("empty".into()))?;
-    if *format != FORMAT {
-        return Err(damaged(format!("format {format}, this gateway reads {FORMAT}")));
-    }
     let at = at.iter().fold(0, |at, byte| at << 8 | u64::from(*byte));
-    let effects = rmp_serde::from_slice(effects).map_err(|e| damaged(e.to_string()))?;
-    Ok(Entry { position, at, effects })
+    let mut rest = effects;
+    let presence = match *format {
+        FORMAT => Vec::new(),
+        FORMAT_WITH_PRESENCE => {
+            let turns: Vec<(Room, Arc<str>, u8)> =
+                rmp_serde::from_read(&mut rest).map_err(|e| damaged(e.to_string()))?;
+            let turn = |(room, subject, joined)| PresenceChange { room, subject, joined: joined == 1 };
+            turns.into_iter().map(turn).collect()
+        }
+        _ => return Err(damaged(format!("format {format}, this gateway reads {FORMAT} and {FORMAT_WITH_PRESENCE}"))),
+    };
+    let effects = rmp_serde::from_slice(rest).map_err(|e| damaged(e.to_string()))?;
+    Ok(Entry { position, at, effects, presence })
 }
 
 /// What the commit script puts behind the header; empty for no effects.
@@ -104,11 +117,30 @@ struct Packed<'a>(
     Vec<Vec<String>>,
     Option<(&'a str, usize, i64)>,
     Option<(String, &'a str)>,
+    Option<&'a str>,
+    &'a str,
+    Option<&'a str>,
 );
 
+/// What the registry of presence needs beside the commit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Standing<'a> {
+    /// The incarnation that registers.
+    pub(super) incarnation: &'a str,
+    /// What the names of the documented keys start with, if they are kept.
+    pub(super) view: Option<&'a str>,
+    /// A connection that must be there, or nothing is applied.
+    pub(super) present: Option<&'a str>,
+}
+
 /// Packs a commit's changes.
-pub(super) fn encode_changes(tenant: &TenantId, commit: &Commit) -> Result<Changes, EngineError> {
-    let presence: Vec<_> = commit.effects.iter().filter_map(presence_change).collect();
+pub(super) fn encode_changes(
+    tenant: &TenantId,
+    commit: &Commit,
+    standing: Standing<'_>,
+) -> Result<Changes, EngineError> {
+    let record = commit.session.as_ref();
+    let presence: Vec<_> = commit.effects.iter().filter_map(|effect| presence_change(effect, record)).collect();
     let Commit { reads, writes, timers, session, fired, .. } = commit;
     let state = !reads.is_empty() || !writes.is_empty() || !timers.is_empty() || fired.is_some();
     if !state && presence.is_empty() && session.is_none() {
@@ -140,6 +172,9 @@ pub(super) fn encode_changes(tenant: &TenantId, commit: &Commit) -> Result<Chang
         presence,
         session,
         fired.as_ref().map(|fired| (keys::timer_member(tenant, &fired.key), &*fired.token)),
+        standing.present,
+        standing.incarnation,
+        standing.view,
     );
     let packed = rmp_serde::to_vec(&packed).map_err(|e| EngineError::Corrupt(e.to_string()))?;
     Ok(Changes { packed, values })
@@ -152,7 +187,7 @@ pub(super) fn ahead(ms: Millis) -> i64 {
 
 /// What an effect does to the registry of presence. The room of a connection is not kept: it
 /// follows from the connection.
-fn presence_change(effect: &Effect) -> Option<Vec<String>> {
+fn presence_change(effect: &Effect, record: Option<&SessionRecord>) -> Option<Vec<String>> {
     let text = |parts: &[&str]| Some(parts.iter().map(|part| (*part).to_owned()).collect());
     match effect {
         Effect::Arrive { id, subject, namespace } => text(&[
@@ -160,6 +195,7 @@ fn presence_change(effect: &Effect) -> Option<Vec<String>> {
             id.as_str(),
             subject,
             namespace,
+            record.filter(|record| record.connection == *id).map_or("", |record| &record.session),
             Room::user(namespace, subject).as_str(),
             Room::everyone(namespace).as_str(),
         ]),
@@ -205,7 +241,24 @@ mod tests {
         message.extend(encode_effects(&effects).unwrap());
         let Some(Message::Entry(position, frame)) = parse_message(message.into()) else { panic!("not an entry") };
         assert_eq!(position, Position { epoch: 1_700_000_000_000, seq: 7 });
-        assert_eq!(decode_entry(position, &frame).unwrap(), Entry { position, at: 1_700_000_000_000, effects });
+        let at = 1_700_000_000_000;
+        assert_eq!(decode_entry(position, &frame).unwrap(), Entry { position, at, effects, presence: Vec::new() });
+    }
+
+    #[test]
+    fn an_entry_names_who_came_and_went() {
+        let effects = vec![Effect::Gone { id: "c1".into() }];
+        let turns = [("flat:a1", "bob", 1), ("flat:b2", "ann", 0)];
+        let mut frame = b"\x02\0\0\x01\x8b\xcf\xe5\x68\0".to_vec();
+        frame.extend(rmp_serde::to_vec(&turns).unwrap());
+        frame.extend(encode_effects(&effects).unwrap());
+        let entry = decode_entry(Position { epoch: 1, seq: 1 }, &frame).unwrap();
+        let turn = |(room, subject, joined): (&str, &str, u8)| PresenceChange {
+            room: Room::parse(room).unwrap(),
+            subject: subject.into(),
+            joined: joined == 1,
+        };
+        assert_eq!((entry.effects, entry.presence), (effects, turns.map(turn).to_vec()));
     }
 
     #[test]
@@ -221,7 +274,9 @@ mod tests {
         for bytes in [&b""[..], b"x", b"1-", b"1-1", b"-1 x", b"99999999999999999999-1 x", b" \xff"] {
             assert!(parse_message(Bytes::copy_from_slice(bytes)).is_none(), "{bytes:?}");
         }
-        for frame in [&b""[..], b"\x01", b"\x02\0\0\0\0\0\0\0\0\x90", b"\x01\0\0\0\0\0\0\0\0\xc1"] {
+        for frame in
+            [&b""[..], b"\x01", b"\x03\0\0\0\0\0\0\0\0\x90", b"\x02\0\0\0\0\0\0\0\0\x90", b"\x01\0\0\0\0\0\0\0\0\xc1"]
+        {
             assert!(decode_entry(Position { epoch: 1, seq: 1 }, frame).is_err(), "{frame:?}");
         }
         assert!(decode_ephemeral(b"").is_none() && decode_ephemeral(b"\x01\xc1").is_none());

@@ -12,13 +12,23 @@
 //! | `k:{key}` | string | a value behind its version |
 //! | `keys`, `exp` | sorted sets | the keys in order; when those with a time to live end |
 //! | `s:{session}` | string | a session record |
-//! | `c` | hash | connection → namespace and subject |
+//! | `c` | hash | connection → namespace, subject, session, incarnation of its node |
 //! | `r:{room}` | sorted set | members |
 //! | `n:{connection}` | set | its rooms |
 //!
 //! | name after `ps:{tag}:` | type | what |
 //! |---|---|---|
 //! | `_tz`, `_th` | sorted set, hash | timers: when due or when the lease ends; what is held |
+//! | `_td` | stream | the latest timers that were given up |
+//! | `_i:{incarnation}` | set | the connections that it registered, as `{tenant}/{connection}` |
+//! | `_dead` | hash | incarnations that may not register any more, since when |
+//!
+//! | name after `ps:{n}:` | type | what |
+//! |---|---|---|
+//! | `nodes`, `stat` | sorted set, hash | incarnations: when their lease ends; what they say of themselves |
+//! | `dead`, `unfinished` | sorted set, set | those that are gone, since when; those that left connections |
+//!
+//! The documented view of who is there, for other programs: see [`view_prefix`].
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -77,6 +87,23 @@ impl PartitionKeys {
 
     pub(super) fn timers_held(self) -> String {
         self.prefix() + "th"
+    }
+
+    pub(super) fn timers_dead(self) -> String {
+        self.prefix() + "td"
+    }
+
+    pub(super) fn dead(self) -> String {
+        self.prefix() + "dead"
+    }
+
+    pub(super) fn connections_of(self, incarnation: &str) -> String {
+        self.prefix() + "i:" + incarnation
+    }
+
+    /// What the names of its tenants' keys start with, before the tenant.
+    pub(super) fn tenants(self) -> String {
+        format!("ps:{{{}}}:", TAGS[self.0])
     }
 }
 
@@ -140,6 +167,27 @@ impl TenantKeys {
 
     fn with(&self, kind: &str, name: &str) -> String {
         [&self.base, kind, name].concat()
+    }
+}
+
+/// The leases of nodes. One slot: who lives is one fact.
+pub(super) const NODES: &str = "ps:{n}:nodes";
+/// What nodes say of themselves.
+pub(super) const STAT: &str = "ps:{n}:stat";
+/// Incarnations that are gone for good.
+pub(super) const DEAD: &str = "ps:{n}:dead";
+/// Those of them that left connections behind.
+pub(super) const UNFINISHED: &str = "ps:{n}:unfinished";
+
+/// What the documented keys of a tenant start with: `{tenant}:`, or nothing for the default tenant.
+/// `presence:online` is the set of users online, `room:{room}:users` that of the users in a room,
+/// `user:{user}:socket` the user's latest connection; all of the namespace `/`. A tenant named like the first part of
+/// one of these has none: its keys could be the default tenant's.
+pub(super) fn view_prefix(tenant: &TenantId, default_tenant: Option<&TenantId>) -> Option<String> {
+    match tenant.as_str() {
+        name if default_tenant.is_some_and(|default| default.as_str() == name) => Some(String::new()),
+        "presence" | "room" | "user" | "ps" => None,
+        name => Some(format!("{name}:")),
     }
 }
 

@@ -12,10 +12,10 @@ pub(super) struct Script {
 }
 
 macro_rules! script {
-    ($(#[doc = $doc:literal])+ $name:ident, $file:literal) => {
+    ($(#[doc = $doc:literal])+ $name:ident, $($file:literal),+) => {
         $(#[doc = $doc])+
         pub(super) static $name: Script = Script {
-            source: concat!(include_str!("scripts/log.lua"), include_str!(concat!("scripts/", $file))),
+            source: concat!(include_str!("scripts/log.lua"), $(include_str!(concat!("scripts/", $file))),+),
             digest: LazyLock::new(|| ::redis::Script::new($name.source).get_hash().to_owned()),
         };
     };
@@ -23,7 +23,31 @@ macro_rules! script {
 
 script! {
     /// One commit.
-    COMMIT, "commit.lua"
+    COMMIT, "presence.lua", "commit.lua"
+}
+script! {
+    /// Puts the registry right with what a node knows.
+    REGISTER, "presence.lua", "register.lua"
+}
+script! {
+    /// A node's beat.
+    LEASE, "lease.lua"
+}
+script! {
+    /// Moves an incarnation to the dead.
+    BURY, "bury.lua"
+}
+script! {
+    /// Ends an incarnation's own lease.
+    RETIRE, "retire.lua"
+}
+script! {
+    /// Connections that a dead incarnation left in a partition.
+    ORPHANS, "orphans.lua"
+}
+script! {
+    /// Gives a timer up.
+    BURY_TIMER, "bury_timer.lua"
 }
 script! {
     /// The top of a log.
@@ -44,7 +68,20 @@ script! {
 
 /// Makes the scripts known to a server: part of a connection's handshake.
 pub(super) async fn load_all(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    for script in [&COMMIT, &TOP, &LIST_KEYS, &CLAIM_TIMERS, &RELEASE_TIMER] {
+    let all = [
+        &COMMIT,
+        &REGISTER,
+        &LEASE,
+        &BURY,
+        &RETIRE,
+        &ORPHANS,
+        &TOP,
+        &LIST_KEYS,
+        &CLAIM_TIMERS,
+        &RELEASE_TIMER,
+        &BURY_TIMER,
+    ];
+    for script in all {
         ::redis::cmd("SCRIPT").arg("LOAD").arg(script.source).exec_async(connection).await?;
     }
     Ok(())

@@ -1,7 +1,11 @@
 //! Timers of all tenants: 256 sorted sets, one a partition, and one clock, Redis's.
 
+use std::time::Duration;
+
 use ::redis::{FromRedisValue as _, Value};
 use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::error;
 
 use super::follow::unexpected;
@@ -9,16 +13,44 @@ use super::keys::{self, PARTITIONS, PartitionKeys};
 use super::link::{Commands, Link};
 use super::script;
 use crate::commit::Millis;
-use crate::engine::{DueTimer, EngineError};
+use crate::engine::{DEAD_TIMERS_MAX, DeadTimer, DueTimer, EngineError};
+use crate::tenant::TenantId;
 
 /// Timers claimed at a time, at most.
 const CLAIM_MAX: usize = 1_000;
 
-/// Leases due timers for `lease_ms`, earliest first, at most `limit`.
-pub(super) async fn claim(commands: &Commands, lease_ms: Millis, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
+/// When the partitions of other nodes are looked at too: one that nobody looks after must not wait for long.
+pub(super) struct Sweeps {
+    every: Duration,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Sweeps {
+    pub(super) fn new(every: Duration) -> Sweeps {
+        Sweeps { every, last: Mutex::new(None) }
+    }
+
+    /// The partitions to look at now.
+    pub(super) fn due(&self, own: Vec<usize>) -> Vec<usize> {
+        let mut last = self.last.lock();
+        if last.is_some_and(|last| last.elapsed() < self.every) {
+            return own;
+        }
+        *last = Some(Instant::now());
+        (0..PARTITIONS).collect()
+    }
+}
+
+/// Leases due timers of these partitions for `lease_ms`, earliest first, at most `limit`.
+pub(super) async fn claim(
+    commands: &Commands,
+    partitions: &[usize],
+    lease_ms: Millis,
+    limit: usize,
+) -> Result<Vec<DueTimer>, EngineError> {
     let limit = limit.min(CLAIM_MAX);
     let link = commands.link().await?;
-    let due = due_partitions(&link).await?;
+    let due = due_partitions(&link, partitions).await?;
     if due.is_empty() || limit == 0 {
         return Ok(Vec::new());
     }
@@ -43,11 +75,11 @@ pub(super) async fn claim(commands: &Commands, lease_ms: Millis, limit: usize) -
 }
 
 /// Redis's time, and the partitions whose first timer is due: one round trip for all.
-async fn due_partitions(link: &Link) -> Result<Vec<(PartitionKeys, f64)>, EngineError> {
+async fn due_partitions(link: &Link, partitions: &[usize]) -> Result<Vec<(PartitionKeys, f64)>, EngineError> {
     let mut heads = ::redis::pipe();
     heads.cmd("TIME");
-    for partition in 0..PARTITIONS {
-        heads.cmd("ZRANGE").arg(PartitionKeys::of(partition).timers_due()).arg(0).arg(0).arg("WITHSCORES");
+    for partition in partitions {
+        heads.cmd("ZRANGE").arg(PartitionKeys::of(*partition).timers_due()).arg(0).arg(0).arg("WITHSCORES");
     }
     let answers: Vec<Value> = heads.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
     let mut answers = answers.into_iter();
@@ -56,11 +88,11 @@ async fn due_partitions(link: &Link) -> Result<Vec<(PartitionKeys, f64)>, Engine
         ::redis::from_redis_value(time).map_err(|e| EngineError::Corrupt(e.to_string()))?;
     let now = (seconds * 1_000.0 + micros / 1_000.0).floor();
     let mut due = Vec::new();
-    for (partition, head) in answers.enumerate() {
+    for (partition, head) in partitions.iter().zip(answers) {
         if let Some((_, first)) = scored(head)?.into_iter().next()
             && first <= now
         {
-            due.push((PartitionKeys::of(partition), now));
+            due.push((PartitionKeys::of(*partition), now));
         }
     }
     Ok(due)
@@ -132,17 +164,57 @@ fn due_timer(timer: Value) -> Result<DueTimer, EngineError> {
     Ok(DueTimer { tenant, key, due, data: data.into(), token: token.into(), attempt })
 }
 
-/// Gives a leased timer back.
-pub(super) async fn release(commands: &Commands, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
+/// Gives a leased timer back; does the claim count as an attempt?
+pub(super) async fn release(
+    commands: &Commands,
+    timer: &DueTimer,
+    after_ms: Millis,
+    counts: bool,
+) -> Result<(), EngineError> {
     let link = commands.link().await?;
     let partition = PartitionKeys::of(keys::partition_of(&timer.tenant));
     let keys = [&*partition.timers_due(), &*partition.timers_held()];
     let member = keys::timer_member(&timer.tenant, &timer.key);
     let (attempt, after) = (timer.attempt.to_string(), super::frame::ahead(after_ms).to_string());
-    let arguments = [member.as_bytes(), timer.token.as_bytes(), attempt.as_bytes(), after.as_bytes()];
+    let counts = if counts { &b"1"[..] } else { b"0" };
+    let arguments = [member.as_bytes(), timer.token.as_bytes(), attempt.as_bytes(), after.as_bytes(), counts];
     let answer = script::RELEASE_TIMER.run(&mut link.connection(), &keys, &arguments).await;
     match answer.map_err(|e| link.write_error(&e))? {
         Value::Int(_) => Ok(()),
         other => Err(unexpected(&other)),
     }
+}
+
+/// Gives a timer up. `false`: it is not there any more.
+pub(super) async fn bury(commands: &Commands, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
+    let link = commands.link().await?;
+    let partition = PartitionKeys::of(keys::partition_of(&timer.tenant));
+    let keys = [&*partition.timers_due(), &*partition.timers_held(), &*partition.timers_dead()];
+    let (member, kept) = (keys::timer_member(&timer.tenant, &timer.key), DEAD_TIMERS_MAX.to_string());
+    let arguments = [member.as_bytes(), timer.token.as_bytes(), why.as_bytes(), kept.as_bytes()];
+    let answer = script::BURY_TIMER.run(&mut link.connection(), &keys, &arguments).await;
+    match answer.map_err(|e| link.write_error(&e))? {
+        Value::Int(did) => Ok(did == 1),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A tenant's timers that were given up, latest first.
+pub(super) async fn dead(commands: &Commands, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError> {
+    type Letter = (String, Vec<String>);
+    let link = commands.link().await?;
+    let mut command = ::redis::cmd("XREVRANGE");
+    command.arg(PartitionKeys::of(keys::partition_of(tenant)).timers_dead()).arg("+").arg("-");
+    let letters: Vec<Letter> = command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
+    let own = letters.iter().filter_map(|(_, fields)| dead_timer(fields)).filter(|(of, _)| of == tenant);
+    Ok(own.take(limit).map(|(_, timer)| timer).collect())
+}
+
+/// Reads `timer`, `held` and `why`, names and values in turn.
+fn dead_timer(fields: &[String]) -> Option<(TenantId, DeadTimer)> {
+    let field = |name: &str| fields.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
+    let (tenant, key) = keys::parse_timer_member(field("timer")?)?;
+    let mut held = field("held")?.splitn(4, '\n').skip(1);
+    let (attempts, due, data) = (held.next()?.parse().ok()?, held.next()?.parse().ok()?, held.next()?.into());
+    Some((tenant, DeadTimer { key, due, data, attempts, why: field("why")?.into() }))
 }

@@ -3,6 +3,7 @@
 import { Link, claimsOf, clock, loadSettings } from './demo_link.js';
 import { EventLog } from './demo_log.js';
 import { Card, Visitors, initials } from './demo_cards.js';
+import { followTheme } from './theme.js';
 
 const TICK_MS = 250;
 const ARRIVAL_MS = 3_000; // for a request to reach both residents
@@ -388,17 +389,6 @@ async function within(limitMs, condition) {
 
 function seconds(ms) {
   return ms >= 120_000 ? `${Math.round(ms / 60_000)} minutes` : `${Math.round(ms / 1000)} s`;
-}
-
-function followTheme() {
-  const root = document.documentElement;
-  const remembered = localStorage.getItem('postern-theme');
-  if (remembered) root.dataset.theme = remembered;
-  element('theme').addEventListener('click', () => {
-    const dark = root.dataset.theme ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches;
-    root.dataset.theme = dark ? 'light' : 'dark';
-    localStorage.setItem('postern-theme', root.dataset.theme);
-  });
 }
 
 followTheme();

@@ -6,8 +6,9 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Answer, Session, argument, invalid};
+use super::{Answer, Session, argument, invalid, unavailable};
 use crate::commit::{Effect, Entry, Grant, Position, Publication};
+use crate::engine::{EngineError, Health};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
@@ -82,7 +83,7 @@ impl Session {
             .engine
             .history(&tenant.tenant.id, room, before, offset + limit + 1)
             .await
-            .map_err(|error| Refusal::new("engine_unavailable", error.to_string()))?;
+            .map_err(|error| unavailable(&error))?;
         entries.truncate(entries.len().saturating_sub(offset));
         let fits = entries.len() - page_start(&entries, room);
         let page = &entries[entries.len().saturating_sub(limit.min(fits))..];
@@ -123,13 +124,28 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         let wanted: PresenceArgument = argument(data)?;
         let room = self.granted(index, &wanted.room, "presence", |grant| grant.presence)?;
-        let unavailable = |error: crate::engine::EngineError| Refusal::new("engine_unavailable", error.to_string());
+        let answer = match self.who_is_in(tenant, &room).await {
+            Ok(answer) => {
+                tenant.snapshots.keep(&room, &answer);
+                answer
+            }
+            // What was so a while ago is better than nothing, as long as it says so.
+            Err(refusal) => tenant.snapshots.stale(&room).ok_or(refusal)?,
+        };
+        Ok(Answer::ack(&answer))
+    }
+
+    async fn who_is_in(&self, tenant: &LiveTenant, room: &Room) -> Result<Value, Refusal> {
         let engine = &self.gateway.engine;
-        let count = engine.count(&tenant.tenant.id, &room).await.map_err(unavailable)?;
-        let members = engine.members(&tenant.tenant.id, &room, MEMBERS_MAX).await.map_err(unavailable)?;
+        if let Health::Down { why, .. } = &*engine.health(&tenant.tenant.id).borrow() {
+            return Err(unavailable(&EngineError::Unavailable(why.to_string())));
+        }
+        let count = engine.count(&tenant.tenant.id, room).await.map_err(|error| unavailable(&error))?;
+        let members =
+            engine.members(&tenant.tenant.id, room, MEMBERS_MAX).await.map_err(|error| unavailable(&error))?;
         let mut users: Vec<&str> = members.iter().map(|member| &*member.subject).collect();
         users.dedup();
-        Ok(Answer::ack(&json!({ "room": room.name(), "count": count, "users": users })))
+        Ok(json!({ "room": room.name(), "count": count, "users": users }))
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Answer, Session, argument, invalid};
+use super::{Answer, Session, argument, invalid, unavailable};
 use crate::commit::{Cursor, Entry, Position, SessionRecord};
-use crate::engine::{EngineError, Range};
+use crate::engine::Range;
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
@@ -26,10 +26,6 @@ const ENTRIES_MAX: usize = 20_000;
 struct ResumeArgument {
     session: String,
     pos: String,
-}
-
-fn unavailable(error: EngineError) -> Refusal {
-    Refusal::new("engine_unavailable", error.to_string())
 }
 
 impl Session {
@@ -67,7 +63,8 @@ impl Session {
         index: usize,
         session: &str,
     ) -> Result<Option<SessionRecord>, Refusal> {
-        let record = self.gateway.engine.session(&tenant.tenant.id, session).await.map_err(unavailable)?;
+        let record =
+            self.gateway.engine.session(&tenant.tenant.id, session).await.map_err(|error| unavailable(&error))?;
         let client = &self.connections[index].client;
         Ok(record.filter(|record| record.subject == client.identity.subject && record.namespace == client.namespace))
     }
@@ -86,7 +83,7 @@ impl Session {
         // Live delivery of the rooms joined now starts right after this entry; up to it the log is read.
         let until = match decided.position {
             Some(position) => position,
-            None => tenant.rooms(&self.gateway).await.map_err(unavailable)?.position(),
+            None => tenant.rooms(&self.gateway).await.map_err(|error| unavailable(&error))?.position(),
         };
         let Some(missed) = self.missed(tenant, since, until).await? else {
             return Ok(not_recovered("the log does not reach back to this position"));
@@ -132,7 +129,7 @@ impl Session {
         let mut missed = Vec::new();
         while after < until {
             let range = self.gateway.engine.range(&tenant.tenant.id, after, ENTRIES_PER_PAGE).await;
-            let Range::Entries(page) = range.map_err(unavailable)? else { return Ok(None) };
+            let Range::Entries(page) = range.map_err(|error| unavailable(&error))? else { return Ok(None) };
             let Some(last) = page.last() else { return Ok(None) };
             after = last.position;
             missed.extend(page.into_iter().filter(|entry| entry.position <= until));

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use postern::client::ConnectionId;
-use postern::commit::{Grant, SessionRecord, Who};
-use postern::engine::Member;
+use postern::commit::{Grant, PresenceChange, SessionRecord, Who};
+use postern::engine::{Member, NodeStat, Range, Registration};
 
 use super::*;
 
@@ -123,6 +123,145 @@ pub(crate) async fn members_are_in_order_and_limited<F: Fixture>() {
     assert_eq!(acme.in_room("flat:empty", 2).await, "");
 }
 
+/// The changes of one entry as text, in no particular order of rooms.
+fn turns(entry: &Entry) -> String {
+    let mut changes = entry.presence.clone();
+    changes.sort();
+    let turn = |change: &PresenceChange| {
+        format!("{}{}@{}", if change.joined { '+' } else { '-' }, change.subject, change.room)
+    };
+    changes.iter().map(turn).collect::<Vec<_>>().join(" ")
+}
+
+pub(crate) async fn a_user_comes_with_the_first_connection_and_goes_with_the_last<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    let elsewhere = Tenant::of(fixture.another().await, acme.id.clone());
+    let mut followers = [acme.follow().await, elsewhere.follow().await];
+    let commits = [
+        (arrive("c1", "bob", "/"), ""),
+        (arrive("c2", "bob", "/"), ""),
+        (arrive("c3", "bobby", "/"), ""),
+        (join(connection("c1"), "flat:a1"), "+bob@flat:a1"),
+        (join(connection("c1"), "flat:a1"), ""),
+        (join(connection("c3"), "flat:a1"), "+bobby@flat:a1"),
+        (join(connection("c2"), "flat:a1"), ""),
+        (join(user("bob"), "flat:b2"), "+bob@flat:b2"),
+        (leave(connection("c1"), "flat:a1"), ""),
+        (leave(connection("c1"), "flat:a1"), ""),
+        (gone("c2"), "-bob@flat:a1"),
+        (gone("c2"), ""),
+        (gone("c1"), "-bob@flat:b2"),
+        (leave(user("bobby"), "flat:a1"), "-bobby@flat:a1"),
+    ];
+    let mut expected = Vec::new();
+    for (n, (commit, turns)) in commits.into_iter().enumerate() {
+        if n % 2 == 0 {
+            acme.apply(commit).await
+        } else {
+            elsewhere.apply(commit).await
+        };
+        expected.push(turns);
+    }
+    for follower in &mut followers {
+        let entries = next_entries(follower, expected.len()).await;
+        assert_eq!(entries.iter().map(|entry| turns(entry)).collect::<Vec<_>>(), expected);
+    }
+    let Range::Entries(read) = elsewhere
+        .engine
+        .range(&acme.id, Position { seq: followers[0].position.seq - 1, ..followers[0].position }, 9)
+        .await
+        .unwrap()
+    else {
+        panic!("gone")
+    };
+    assert_eq!(turns(&read[0]), "-bobby@flat:a1", "as it is read from the log");
+}
+
+pub(crate) async fn whoever_goes_and_comes_within_one_commit_has_not_moved<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    let mut follower = acme.follow().await;
+    acme.apply(arrive("c1", "bob", "/")).await;
+    acme.apply(join(connection("c1"), "flat:a1")).await;
+    acme.apply(join(connection("c1"), "flat:b2")).await;
+    let mut resume = arrive("c2", "bob", "/");
+    for commit in [gone("c1"), join(connection("c2"), "flat:a1"), say("flat:a1", "back")] {
+        resume.effects.extend(commit.effects);
+    }
+    acme.apply(resume).await;
+    let entries = next_entries(&mut follower, 4).await;
+    assert_eq!(turns(&entries[3]), "-bob@flat:b2");
+    acme.assert_members("flat:a1", "bob/c2").await;
+}
+
+pub(crate) async fn nobody_is_named_for_the_gateways_own_rooms<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    let mut follower = acme.follow().await;
+    acme.apply(arrive("c1", "bob", "/events")).await;
+    acme.apply(join(connection("c1"), "/events#lobby")).await;
+    acme.apply(gone("c1")).await;
+    let entries = next_entries(&mut follower, 3).await;
+    let turns: Vec<_> = entries.iter().map(|entry| turns(entry)).collect();
+    assert_eq!(turns, ["", "+bob@/events#lobby", "-bob@/events#lobby"]);
+}
+
+fn registration(id: &str, subject: &str, rooms: &[&str]) -> Registration {
+    let own = [format!("user:{subject}"), "everyone".into()];
+    let rooms = own.iter().map(String::as_str).chain(rooms.iter().copied()).map(room).collect();
+    Registration { connection: id.into(), subject: subject.into(), namespace: "/".into(), session: "s".into(), rooms }
+}
+
+pub(crate) async fn what_a_node_registers_after_a_loss_is_there_again<F: Fixture>() {
+    let mut fixture = F::start().await;
+    Tenant::of(fixture.engine(), acme()).apply(arrive("c1", "bob", "/")).await;
+    fixture.lose_log().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    let mut follower = acme.follow().await;
+    let (at, there) = (follower.position, [registration("c1", "bob", &["flat:a1"]), registration("c2", "ann", &[])]);
+    for _ in 0..2 {
+        acme.engine.register(&acme.id, at, &there, &[]).await.unwrap();
+        acme.assert_members("everyone", "ann/c2 bob/c1").await;
+        acme.assert_members("user:bob", "bob/c1").await;
+        acme.assert_members("flat:a1", "bob/c1").await;
+        acme.assert_members("connection:c1", "bob/c1").await;
+    }
+    assert_quiet(&mut follower).await;
+    let mut known = acme.engine.registered(&acme.id).await.unwrap();
+    known.sort();
+    assert_eq!(known, ["c1".into(), "c2".into()]);
+    acme.apply(gone("c1")).await;
+    assert_eq!(turns(&*next_entry(&mut follower).await), "-bob@flat:a1", "from here on it counts as always");
+    acme.assert_members("everyone", "ann/c2").await;
+}
+
+pub(crate) async fn what_a_node_says_is_gone_is_gone_from_the_registry<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    for id in ["c1", "c2"] {
+        acme.apply(arrive(id, "bob", "/")).await;
+        acme.apply(join(connection(id), "flat:a1")).await;
+    }
+    let at = acme.apply(join(connection("c1"), "flat:b2")).await;
+    let stale = Position { seq: at.seq - 1, ..at };
+    let there = [registration("c1", "bob", &["flat:a1"])];
+    acme.engine.register(&acme.id, stale, &there, &["c2".into()]).await.unwrap();
+    acme.assert_members("flat:a1", "bob/c1").await;
+    acme.assert_members("flat:b2", "bob/c1").await;
+    acme.engine.register(&acme.id, at, &there, &[]).await.unwrap();
+    acme.assert_members("flat:b2", "").await;
+    assert_eq!(acme.engine.registered(&acme.id).await.unwrap(), ["c1".into()]);
+}
+
+pub(crate) async fn a_node_that_reports_is_one_of_the_nodes<F: Fixture>() {
+    let fixture = F::start().await;
+    let engine = fixture.engine();
+    engine.report(NodeStat { server: "one".into(), connections: 7 });
+    assert_eq!(engine.nodes(), [NodeStat { server: "one".into(), connections: 7 }]);
+    assert_eq!(engine.orphans(10).await.unwrap(), [], "and it lives");
+}
+
 pub(crate) async fn rooms_of_tenants_are_apart<F: Fixture>() {
     let fixture = F::start().await;
     let (acme, globex) = (Tenant::of(fixture.engine(), acme()), Tenant::of(fixture.engine(), globex()));
@@ -144,6 +283,7 @@ fn session(name: &str, rooms: &[&str], ttl_ms: Millis) -> SessionRecord {
         connection: "c1".into(),
         subject: "bob".into(),
         namespace: "/".into(),
+        claims: "{}".into(),
         rooms: rooms
             .iter()
             .map(|name| (room(name), Grant { publish: true, ..Grant::default() }))

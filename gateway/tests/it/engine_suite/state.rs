@@ -117,6 +117,7 @@ pub(crate) async fn a_conflict_changes_nothing<F: Fixture>() {
         connection: "c1".into(),
         subject: "bob".into(),
         namespace: "/".into(),
+        claims: "{}".into(),
         rooms: Default::default(),
         ttl_ms: 60_000,
     };

@@ -198,3 +198,48 @@ pub(crate) async fn timers_of_tenants_and_plugins_are_apart<F: Fixture>() {
     assert_eq!(globex.commit(settle(&due[0])).await, Outcome::TimerGone, "another tenant's token opens nothing");
     acme.apply(settle(&due[0])).await;
 }
+
+pub(crate) async fn a_timer_that_is_postponed_has_not_been_tried<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    acme.apply(set_timer("t", 10, "1")).await;
+    fixture.pass(20).await;
+    for _ in 0..3 {
+        let claimed = acme.due().await;
+        assert_eq!((names(&claimed), claimed[0].attempt), (vec!["t"], 1));
+        acme.engine.postpone_timer(&claimed[0], 100).await.unwrap();
+        assert_eq!(acme.due().await, []);
+        fixture.pass(150).await;
+    }
+    let claimed = acme.due().await;
+    acme.apply(settle(&claimed[0])).await;
+    acme.engine.postpone_timer(&claimed[0], 0).await.unwrap();
+    fixture.pass(20).await;
+    assert_eq!(acme.due().await, [], "what is settled does not come back by being postponed");
+}
+
+pub(crate) async fn a_timer_that_is_given_up_is_kept_among_the_dead<F: Fixture>() {
+    let fixture = F::start().await;
+    let (acme, globex) = (Tenant::of(fixture.engine(), acme()), Tenant::of(fixture.engine(), globex()));
+    for name in ["one", "two"] {
+        acme.apply(set_timer(name, 10, "{\"a\":1}\n")).await;
+        fixture.pass(20).await;
+        let due = acme.due().await.remove(0);
+        assert!(acme.engine.bury_timer(&due, "it failed\n5 times").await.unwrap());
+        assert!(!acme.engine.bury_timer(&due, "again").await.unwrap());
+        assert_eq!(acme.commit(settle(&due)).await, Outcome::TimerGone);
+    }
+    acme.apply(set_timer("replaced", 10, "1")).await;
+    fixture.pass(20).await;
+    let old = acme.due().await.remove(0);
+    acme.apply(set_timer("replaced", 60_000, "2")).await;
+    assert!(!acme.engine.bury_timer(&old, "late").await.unwrap(), "another one has its name now");
+    fixture.pass(fixture.lease_ms() + 20).await;
+    assert_eq!(acme.due().await, []);
+
+    let dead = fixture.another().await.dead_timers(&acme.id, 10).await.unwrap();
+    assert_eq!(dead.iter().map(|timer| &*timer.key.name).collect::<Vec<_>>(), ["two", "one"]);
+    assert_eq!((&*dead[0].data, dead[0].attempts, &*dead[0].why), ("{\"a\":1}\n", 1, "it failed\n5 times"));
+    assert_eq!(acme.engine.dead_timers(&acme.id, 1).await.unwrap().len(), 1);
+    assert_eq!(globex.engine.dead_timers(&globex.id, 10).await.unwrap(), []);
+}

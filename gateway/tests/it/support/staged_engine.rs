@@ -4,8 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use postern::commit::{Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, Versioned};
-use postern::engine::{DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, Outcome, Range};
+use postern::client::ConnectionId;
+use postern::commit::{
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+};
+use postern::engine::{
+    DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
+    Registration,
+};
 use postern::room::Room;
 use postern::tenant::TenantId;
 use tokio::sync::watch;
@@ -83,6 +89,15 @@ impl Engine for StagedEngine {
     async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Answer<()> {
         self.inner.release_timer(timer, after_ms).await
     }
+    async fn postpone_timer(&self, timer: &DueTimer, after_ms: Millis) -> Answer<()> {
+        self.inner.postpone_timer(timer, after_ms).await
+    }
+    async fn bury_timer(&self, timer: &DueTimer, why: &str) -> Answer<bool> {
+        self.inner.bury_timer(timer, why).await
+    }
+    async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Answer<Vec<DeadTimer>> {
+        self.inner.dead_timers(tenant, limit).await
+    }
     async fn session(&self, tenant: &TenantId, session: &str) -> Answer<Option<SessionRecord>> {
         self.inner.session(tenant, session).await
     }
@@ -91,6 +106,33 @@ impl Engine for StagedEngine {
     }
     async fn count(&self, tenant: &TenantId, room: &Room) -> Answer<usize> {
         self.inner.count(tenant, room).await
+    }
+    async fn registered(&self, tenant: &TenantId) -> Answer<Vec<ConnectionId>> {
+        self.inner.registered(tenant).await
+    }
+    async fn register(
+        &self,
+        tenant: &TenantId,
+        at: Position,
+        there: &[Registration],
+        gone: &[ConnectionId],
+    ) -> Answer<()> {
+        self.inner.register(tenant, at, there, gone).await
+    }
+    async fn orphans(&self, limit: usize) -> Answer<Vec<Orphan>> {
+        self.inner.orphans(limit).await
+    }
+    async fn reap(&self, orphan: &Orphan, timers: Vec<(TimerKey, TimerChange)>) -> Answer<bool> {
+        self.inner.reap(orphan, timers).await
+    }
+    fn report(&self, stat: NodeStat) {
+        self.inner.report(stat);
+    }
+    fn nodes(&self) -> Vec<NodeStat> {
+        self.inner.nodes()
+    }
+    async fn retire(&self, after_ms: Millis) -> Answer<()> {
+        self.inner.retire(after_ms).await
     }
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Answer<()> {
         self.inner.put_artifact(digest, bytes).await

@@ -4,7 +4,8 @@
 --      4 generation, 5 encoded effects or '', 6 packed changes or '', 7 how long the commit id is
 --      kept (ms), 8 entries kept, 9 age kept (ms), 10 time between checkpoints (ms), 11 largest epoch that the
 --      node has seen, then the values that the changes name by number
--- Answers {'committed', position}, {'conflict', key}, {'timer-gone'} or {'not-a-counter', key}.
+-- Answers {'committed', position}, {'conflict', key}, {'timer-gone'}, {'not-a-counter', key}, {'fenced'} when the
+-- node's incarnation is dead, or {'absent'} when a connection is not there that must be.
 --
 -- Keys that are not in KEYS are built from the prefixes, which carry the same hash tag.
 -- Redis does not undo what a script did before an error: so all checks come first, and what
@@ -20,11 +21,22 @@ if done then return {'committed', done} end
 local now = clock()
 local changes = ARGV[6] ~= '' and cmsgpack.unpack(ARGV[6])
 local value_name, sums = base .. 'k:', {}
+-- Who came into which rooms and who went.
+local turns
 
 -- Checks.
 
 if changes then
   local reads, writes, fired = changes[1], changes[2], changes[6]
+
+  -- A node that was counted as gone registers nobody: what it had is being taken out.
+  for i = 1, #changes[4] do
+    if changes[4][i][1] == 'arrive' then
+      if call('HEXISTS', ARGV[2] .. 'dead', changes[8]) == 1 then return {'fenced'} end
+      break
+    end
+  end
+  if changes[7] and call('HEXISTS', base .. 'c', changes[7]) == 0 then return {'absent'} end
 
   if fired then
     local held = call('HGET', ARGV[2] .. 'th', fired[1])
@@ -128,56 +140,37 @@ if changes then
     end
   end
 
-  -- Presence: a connection's namespace and subject, its rooms, and the members of each room
-  -- as `<subject>\0<connection>`.
+  -- Presence.
 
   if #presence > 0 then
-    local connections = base .. 'c'
-
-    local function enter(connection, member, room)
-      call('ZADD', base .. 'r:' .. room, 0, member)
-      call('SADD', base .. 'n:' .. connection, room)
-    end
-
-    local function exit(connection, member, room)
-      call('ZREM', base .. 'r:' .. room, member)
-      call('SREM', base .. 'n:' .. connection, room)
-    end
+    local people = registry(base, ARGV[2], changes[9])
 
     local function one(connection, change, room)
-      local who = call('HGET', connections, connection)
-      if not who then return end
-      local subject = string.sub(who, string.find(who, '\0', 1, true) + 1)
-      change(connection, subject .. '\0' .. connection, room)
+      local namespace, subject = people.find(connection)
+      if namespace then change(connection, subject, room) end
     end
 
     local function each_of_user(user_room, change, room)
-      for _, member in ipairs(call('ZRANGE', base .. 'r:' .. user_room, 0, -1)) do
-        change(string.match(member, '[^%z]*$'), member, room)
+      for _, member in ipairs(people.each_of(user_room)) do
+        local subject, connection = string.match(member, '^(.*)%z([^%z]*)$')
+        change(connection, subject, room)
       end
-    end
-
-    local function depart(connection, member)
-      for _, room in ipairs(call('SMEMBERS', base .. 'n:' .. connection)) do
-        call('ZREM', base .. 'r:' .. room, member)
-      end
-      call('DEL', base .. 'n:' .. connection)
-      call('HDEL', connections, connection)
     end
 
     for i = 1, #presence do
       local change = presence[i]
       local kind, who = change[1], change[2]
       if kind == 'arrive' then
-        call('HSET', connections, who, change[4] .. '\0' .. change[3])
-        for k = 5, #change do enter(who, change[3] .. '\0' .. who, change[k]) end
-      elseif kind == 'join' then one(who, enter, change[3])
-      elseif kind == 'leave' then one(who, exit, change[3])
-      elseif kind == 'user-join' then each_of_user(who, enter, change[3])
-      elseif kind == 'user-leave' then each_of_user(who, exit, change[3])
-      elseif kind == 'gone' then one(who, depart)
+        people.arrive(who, change[3], change[4], change[5], changes[8])
+        for k = 6, #change do people.enter(who, change[3], change[k]) end
+      elseif kind == 'join' then one(who, people.enter, change[3])
+      elseif kind == 'leave' then one(who, people.exit, change[3])
+      elseif kind == 'user-join' then each_of_user(who, people.enter, change[3])
+      elseif kind == 'user-leave' then each_of_user(who, people.exit, change[3])
+      elseif kind == 'gone' then people.depart(who)
       end
     end
+    turns = people.changes()
   end
 end
 
@@ -187,7 +180,11 @@ local position
 if effects == '' then
   position = top_of(log) or begin_epoch(log, meta, ARGV[4], ARGV[11], now) .. '-0'
 else
-  local frame = struct.pack('>BI8', 1, now) .. effects
+  -- Format 2 has who came and went between header and effects; most entries have nobody.
+  local frame
+  if turns and #turns > 0 then frame = struct.pack('>BI8', 2, now) .. cmsgpack.pack(turns) .. effects
+  else frame = struct.pack('>BI8', 1, now) .. effects
+  end
   position = redis.pcall('XADD', log, 'MAXLEN', '~', ARGV[8], epoch .. '-*', 'd', frame)
   local beyond = type(position) == 'table'
   if beyond or string.sub(position, -2) == '-0' then

@@ -140,7 +140,8 @@ mod tests {
     }
 
     fn log(entries: Vec<Vec<Effect>>) -> Vec<Arc<Entry>> {
-        let entry = |(index, effects)| Arc::new(Entry { position: at(index as u64 + 1), at: 0, effects });
+        let entry =
+            |(index, effects)| Arc::new(Entry { position: at(index as u64 + 1), at: 0, effects, presence: Vec::new() });
         entries.into_iter().enumerate().map(entry).collect()
     }
 
@@ -150,6 +151,7 @@ mod tests {
             connection: "old".into(),
             subject: "bob".into(),
             namespace: "/".into(),
+            claims: "{}".into(),
             rooms: BTreeMap::new(),
             ttl_ms: 1,
         }

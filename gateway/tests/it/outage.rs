@@ -1,0 +1,92 @@
+//! Redis goes away while clients are connected.
+
+use serde_json::json;
+
+use crate::support::clients::Clients;
+use crate::support::node::{Node, Settings};
+use crate::support::redis_server::RedisServer;
+use crate::support::{guard, open, resident, society, token};
+
+fn node(redis: &RedisServer, tenants: Vec<(String, String)>) -> Node {
+    Node::with(Settings { tenants, config: String::new(), redis_url: Some(redis.url()) })
+}
+
+#[test]
+fn a_short_outage_is_a_late_answer_and_ends_no_connection() {
+    let mut redis = RedisServer::start();
+    let node = node(&redis, vec![open("one", ""), society("gv", 60_000)]);
+    let (mut ws, mut io) = (Clients::ws(), Clients::socketio());
+    ws.join_ws(&node, "bob", "one", &token("one", "bob", json!({})));
+    io.join_socketio(&node, "eve", "one", &token("one", "eve", json!({})));
+    ws.join_ws(&node, "ravi", "gv", &token("gv", "ravi", guard("gv")));
+    ws.join_ws(&node, "asha", "gv", &token("gv", "asha", resident("gv", &["A-101"])));
+    ws.request("bob", "join_room", json!({ "room": "r:1" }));
+    io.ask("eve", "join_room", json!({ "room": "r:1" }));
+    assert_eq!(ws.request("bob", "presence", json!({ "room": "r:1" }))["count"], 2);
+
+    redis.kill();
+    assert_eq!(ws.message("bob", json!({ "event": "degraded" }))["data"]["code"], "engine_unavailable");
+    io.event("eve", "degraded");
+    let (status, ready) = node.http("GET", "/api/v1/health/ready", &[], "");
+    assert!(status == 200 && ready.contains("degraded"), "{status} {ready}");
+    let presence = ws.request("bob", "presence", json!({ "room": "r:1" }));
+    assert_eq!((&presence["count"], &presence["stale"]), (&json!(2), &json!(true)), "{presence}");
+    // A direct publication and one that a handler decides: both wait.
+    let publication = json!({ "room": "r:1", "event": "n", "data": 1 });
+    ws.tell(json!({ "do": "send", "name": "bob", "json": { "id": 900, "event": "publish", "data": publication } }));
+    let visitor = json!({ "flat_id": "A-101", "visitor_name": "Meera" });
+    ws.tell(json!({ "do": "send", "name": "ravi", "json": { "id": 901, "event": "visitor_create", "data": visitor } }));
+    ws.absent(json!({ "what": "message", "json": { "id": 900 } }));
+    assert!(node.metric("backlog_inputs", "") >= 2.0, "nothing waits");
+
+    redis.start_again();
+    assert!(ws.message("bob", json!({ "id": 900 }))["data"]["pos"].is_string());
+    assert_eq!(io.event("eve", "n"), 1);
+    assert_eq!(ws.message("ravi", json!({ "id": 901 }))["data"]["status"], "pending");
+    ws.message("asha", json!({ "event": "visitor_request" }));
+    ws.message("bob", json!({ "event": "restored" }));
+    io.event("eve", "restored");
+    // It came back empty: what was there before is lost, and that is said.
+    ws.message("bob", json!({ "event": "reset" }));
+    ws.absent(json!({ "what": "closed" }));
+    assert!(node.metric("backlog_inputs", "").abs() < 0.5, "something still waits");
+}
+
+#[test]
+fn a_long_outage_is_told_with_advice_and_the_connection_stays() {
+    let mut redis = RedisServer::start();
+    let node = node(&redis, vec![open("one", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "one", &token("one", "bob", json!({})));
+    ws.request("bob", "join_room", json!({ "room": "r:1" }));
+    redis.kill();
+    ws.message("bob", json!({ "event": "degraded" }));
+    std::thread::sleep(std::time::Duration::from_secs(9));
+    let refused = ws.request("bob", "publish", json!({ "room": "r:1", "event": "n", "data": 1 }));
+    assert_eq!(refused["error"]["code"], "engine_unavailable", "{refused}");
+    assert!(refused["error"]["retry_after_ms"].is_u64(), "{refused}");
+    redis.start_again();
+    ws.message("bob", json!({ "event": "restored" }));
+    let published = ws.request("bob", "publish", json!({ "room": "r:1", "event": "n", "data": 2 }));
+    assert!(published["pos"].is_string(), "{published}");
+    assert_eq!(ws.message("bob", json!({ "event": "n" }))["data"], 2);
+}
+
+#[test]
+fn a_node_that_stops_answers_what_it_has_begun() {
+    let redis = RedisServer::start();
+    let mut node = node(&redis, vec![society("gv", 60_000)]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "ravi", "gv", &token("gv", "ravi", guard("gv")));
+    redis.signal("STOP");
+    let visitor = json!({ "flat_id": "A-101", "visitor_name": "Meera" });
+    ws.tell(json!({ "do": "send", "name": "ravi", "json": { "id": 7, "event": "visitor_create", "data": visitor } }));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    node.signal("TERM");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    redis.signal("CONT");
+    assert_eq!(ws.message("ravi", json!({ "id": 7 }))["data"]["status"], "pending");
+    ws.message("ravi", json!({ "event": "server:shutdown" }));
+    assert_eq!(ws.closed("ravi"), (4000, "shutdown".into()));
+    assert_eq!(node.wait(), Some(0), "{}", node.log());
+}
