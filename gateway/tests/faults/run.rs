@@ -36,8 +36,8 @@ const TIMERS_MAX: Duration = Duration::from_secs(45);
 /// A lease and ten seconds.
 const GHOSTS_MAX: Duration = Duration::from_secs(22);
 
-/// How long a connection that was cut off keeps its place, and a little.
-const GRACE_MAX: Duration = Duration::from_secs(13);
+/// How long a connection that was cut off keeps its place (`presence_grace_ms`), and a little.
+const GRACE_MAX: Duration = Duration::from_secs(8);
 
 /// How long 500 clients may take to connect.
 const START_MAX: Duration = Duration::from_secs(60);

@@ -139,4 +139,4 @@ fn tenants(dir: &Path) -> PathBuf {
 }
 
 /// Settings of the tenants beside plugins and limits.
-const TENANT_SETTINGS: [&str; 0] = [];
+const TENANT_SETTINGS: [&str; 2] = ["presence_events = [\"r\"]", "presence_grace_ms = 3000"];

@@ -28,6 +28,8 @@ export class PlainLine {
   #id = 0;
   #session;
   #pos;
+  /** The latest position on this connection. */
+  #here;
   /** Name the session at connecting, where the gateway can? */
   #byAddress;
 
@@ -66,7 +68,7 @@ export class PlainLine {
 
   #anew(welcome, recovered, reason) {
     this.#session = welcome.session;
-    this.#pos = welcome.pos;
+    this.#pos = this.#here ?? welcome.pos;
     return { recovered, reason };
   }
 
@@ -74,6 +76,7 @@ export class PlainLine {
     return new Promise((resolve, reject) => {
       const socket = new WebSocket(address, { perMessageDeflate: false, handshakeTimeout: CONNECT_MS });
       this.#socket = socket;
+      this.#here = undefined;
       const late = setTimeout(() => socket.terminate(), CONNECT_MS);
       let welcomed = false;
       socket.on('message', (data) => {
@@ -108,8 +111,8 @@ export class PlainLine {
       asked?.done(message.error ? { error: message.error } : { data: message.data });
       return;
     }
-    if (message.pos !== undefined) this.#pos = message.pos;
-    if (message.event === 'reset' && message.data?.pos) this.#pos = message.data.pos;
+    const pos = message.pos ?? (message.event === 'reset' ? message.data?.pos : undefined);
+    if (pos !== undefined) this.#pos = this.#here = pos;
     this.#owner.heard(message.event, message.data, message.pos);
   }
 

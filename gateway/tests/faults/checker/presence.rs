@@ -48,8 +48,8 @@ fn alternating(history: &History, members: &HashMap<ClientNo, Member>, verdict: 
     let mut there: HashMap<(ClientNo, String, String), bool> = HashMap::new();
     for record in &history.records {
         match record {
-            // What was missed meanwhile is not told.
-            Record::Event(Event::On { c, .. } | Event::Reset { c, .. }) => there.retain(|(client, ..), _| client != c),
+            // What was missed meanwhile is not told; what is told before the word on recovery is of the new connection.
+            Record::Event(Event::Off { c, .. } | Event::Reset { c, .. }) => there.retain(|(client, ..), _| client != c),
             Record::Event(Event::Joined { c, rooms, .. } | Event::Left { c, rooms }) => {
                 there.retain(|(client, room, _), _| client != c || !rooms.contains(room));
             }
