@@ -30,6 +30,8 @@ export class PlainLine {
   #pos;
   /** The latest position on this connection. */
   #here;
+  /** Has the gateway let it in? */
+  welcomed = false;
   /** Name the session at connecting, where the gateway can? */
   #byAddress;
 
@@ -78,13 +80,13 @@ export class PlainLine {
       this.#socket = socket;
       this.#here = undefined;
       const late = setTimeout(() => socket.terminate(), CONNECT_MS);
-      let welcomed = false;
+      this.welcomed = false;
       socket.on('message', (data) => {
         if (this.#socket !== socket) return;
         for (const line of data.toString().split('\n')) {
           const message = JSON.parse(line);
           if (message.event === 'connected') {
-            welcomed = true;
+            this.welcomed = true;
             clearTimeout(late);
             resolve(message.data);
           } else {
@@ -97,8 +99,8 @@ export class PlainLine {
         clearTimeout(late);
         const mine = this.#socket === socket;
         if (mine) this.#lose();
-        if (!welcomed) reject(new NotOpened(code, reason.toString()));
-        else if (mine) this.#owner.ended(code, reason.toString());
+        if (!this.welcomed || !mine) reject(new NotOpened(code, reason.toString()));
+        else this.#owner.ended(code, reason.toString());
       });
     });
   }
@@ -194,6 +196,10 @@ export class SocketIoLine {
     });
     this.#cameBefore = true;
     return opened;
+  }
+
+  get welcomed() {
+    return this.#socket.connected;
   }
 
   ask(event, data) {

@@ -182,7 +182,7 @@ export class Member {
     } else if (event === 'reset') {
       // With `recovered` it is the other half of an answer to `resume`.
       if (data?.recovered !== undefined) return;
-      if (this.state === 'on') record('reset', { c: this.id, pos: data?.pos ?? null });
+      if (this.line.welcomed) record('reset', { c: this.id, pos: data?.pos ?? null });
       else record('bad', { c: this.id, what: 'told of a loss before it was let in', data });
     } else if (event.startsWith('presence:')) {
       record('presence', { c: this.id, event, data });
