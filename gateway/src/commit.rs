@@ -77,6 +77,14 @@ impl Cursor {
     }
 }
 
+impl Cursor {
+    /// The last entry that was seen whole.
+    pub fn whole(self) -> Position {
+        let Cursor { position, part } = self;
+        Position { seq: position.seq.saturating_sub(u64::from(part.is_some())), ..position }
+    }
+}
+
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.part {
@@ -253,7 +261,8 @@ pub enum Effect {
         /// Which room.
         room: Room,
     },
-    /// The connection is gone from all its rooms.
+    /// The connection is gone from all its rooms. In one entry with another's `Arrive`: it has come back as that one;
+    /// what that one joins before stands here it was in, what it joins after is new.
     Gone {
         /// The connection.
         id: ConnectionId,
@@ -283,8 +292,12 @@ pub struct SessionRecord {
     pub claims: Arc<str>,
     /// Its rooms (the gateway's own not listed) with what was granted.
     pub rooms: BTreeMap<Room, Grant>,
-    /// How long it is kept after the last write, in milliseconds.
+    /// How long it is kept after the last write, in milliseconds; 0 ends it.
     pub ttl_ms: Millis,
+    /// Up to here the client has received everything, as far as it is known without its saying so: clients that
+    /// hear nothing for long have no later position of their own.
+    #[serde(default)]
+    pub heard: Option<Position>,
 }
 
 /// A timer that was claimed and whose handler's commit settles it.

@@ -129,6 +129,8 @@ pub enum Input<'a> {
         who: &'a Client,
         /// Its record, without rooms yet.
         session: SessionRecord,
+        /// The session that comes back with it, if one does.
+        returning: Option<Returning<'a>>,
     },
     /// A client wants to join rooms, in one step: those that are refused do not hinder the others.
     Join {
@@ -138,8 +140,8 @@ pub enum Input<'a> {
         wanted: &'a [(Room, Option<Payload>)],
         /// Its record as it was before.
         session: SessionRecord,
-        /// The session that comes back with it: its end is not told any more.
-        resumed: Option<&'a str>,
+        /// The session that comes back with it, if one does.
+        resumed: Option<&'a SessionRecord>,
     },
     /// A client or a back end says something.
     Event {
@@ -157,6 +159,14 @@ pub enum Input<'a> {
         /// How it came, one JSON object.
         handshake: &'a str,
     },
+}
+
+/// A session that comes back: its earlier connection is gone, and its end is not told any more.
+pub struct Returning<'a> {
+    /// Its record.
+    pub record: &'a SessionRecord,
+    /// The rooms that it was in last; each is authorized again.
+    pub rooms: &'a [Room],
 }
 
 impl Input<'_> {
@@ -278,14 +288,20 @@ impl Decisions {
         input: &Input<'_>,
     ) -> Result<Additions, Undecided> {
         match input {
-            Input::Connect { who, session } => {
-                let joined = authorization::connect(pipeline, transaction, who).await?;
-                let arrive = Effect::Arrive {
-                    id: who.connection.clone(),
-                    subject: who.identity.subject.clone(),
-                    namespace: who.namespace.clone(),
+            Input::Connect { who, session, returning } => {
+                let given = authorization::connect(pipeline, transaction, who).await?;
+                let Some(returning) = returning else {
+                    return Ok(joining(who, given, Vec::new(), session, vec![arrival(who)]));
                 };
-                Ok(joining(who, joined, Vec::new(), session, vec![arrive]))
+                let (kept, new) = given.into_iter().partition(|(room, _)| returning.rooms.contains(room));
+                let (kept, refused) = kept_rooms(pipeline, transaction, who, returning, kept).await?;
+                // The order says which rooms it was in (see `Effect::Gone`).
+                let mut back = joining(who, kept, refused, session, vec![arrival(who)]);
+                back.came_back(pipeline, returning.record);
+                let record = back.session.take().unwrap_or_else(|| session.clone());
+                let mut all = joining(who, new, back.refused, &record, back.effects);
+                all.joined.splice(0..0, back.joined);
+                Ok(Additions { timers: back.timers, ..all })
             }
             Input::Join { who, wanted, session, resumed } => {
                 let (mut joined, mut refused) = (Vec::new(), Vec::new());
@@ -296,8 +312,13 @@ impl Decisions {
                         Err(undecided) => refused.push((room.clone(), undecided.into_refusal())),
                     }
                 }
-                let timers = resumed.map_or_else(Vec::new, |session| farewell::cancelled(pipeline, session));
-                Ok(Additions { timers, ..joining(who, joined, refused, session, Vec::new()) })
+                // Whose arrival stands beside the other's going has come back as that one.
+                let first = resumed.map(|_| arrival(who)).into_iter().collect();
+                let mut additions = joining(who, joined, refused, session, first);
+                if let Some(record) = resumed {
+                    additions.came_back(pipeline, record);
+                }
+                Ok(additions)
             }
             Input::Event { event, may_publish } => match pipeline.route(transaction, event).await? {
                 Route::Ignore => Ok(Additions::default()),
@@ -316,6 +337,7 @@ impl Decisions {
                     return Err(Undecided::Later(Refusal::new("plugin_unavailable", text)));
                 };
                 match farewell::Farewell::of(timer) {
+                    Some(gone) if self.is_back(timer, &gone).await? => {}
                     Some(gone) => handler.disconnected(transaction, &gone.client(), &gone.reason).await?,
                     None => handler.fire(transaction, timer).await?,
                 }
@@ -331,6 +353,13 @@ impl Decisions {
                 Ok(Additions::default())
             }
         }
+    }
+
+    /// Has the session gone on with another connection? Its timer was set by a node that learned too late of it.
+    async fn is_back(&self, timer: &DueTimer, gone: &farewell::Farewell) -> Result<bool, Undecided> {
+        let record = self.engine.session(&self.tenant, farewell::Farewell::session(timer)).await;
+        let record = record.map_err(|error| engine_unavailable(&error.to_string()))?;
+        Ok(record.is_some_and(|record| record.connection != gone.connection))
     }
 
     /// Commits without any plugin: a publication that a grant allows, a leave, a disconnect.
@@ -429,6 +458,45 @@ impl Decisions {
         // What is left then is dropped with the rest.
         let _ = tokio::time::timeout(EPHEMERAL_TIMEOUT, all).await;
         metrics::counter!("ephemeral_dropped_total").increment(left);
+    }
+}
+
+fn arrival(who: &Client) -> Effect {
+    Effect::Arrive {
+        id: who.connection.clone(),
+        subject: who.identity.subject.clone(),
+        namespace: who.namespace.clone(),
+    }
+}
+
+/// Of the rooms of a session that comes back those that it may stay in, beside `kept`. Only a decision
+/// takes one away: while nobody can decide, nobody comes back.
+async fn kept_rooms(
+    pipeline: &Pipeline,
+    transaction: &mut Transaction,
+    who: &Client,
+    returning: &Returning<'_>,
+    mut kept: Vec<(Room, Grant)>,
+) -> Result<(Vec<(Room, Grant)>, Vec<(Room, Refusal)>), Undecided> {
+    let mut refused = Vec::new();
+    for room in returning.rooms {
+        if kept.iter().any(|(other, _)| other == room) {
+            continue;
+        }
+        match authorization::join(pipeline, transaction, who, room, None).await {
+            Ok(grant) => kept.push((room.clone(), grant)),
+            Err(Undecided::Refused(refusal) | Undecided::Failed(refusal)) => refused.push((room.clone(), refusal)),
+            Err(undecided) => return Err(undecided),
+        }
+    }
+    Ok((kept, refused))
+}
+
+impl Additions {
+    /// Takes out the connection that a session had before, and cancels the telling of its end.
+    fn came_back(&mut self, pipeline: &Pipeline, record: &SessionRecord) {
+        self.effects.push(Effect::Gone { id: record.connection.clone() });
+        self.timers.extend(farewell::cancelled(pipeline, &record.session));
     }
 }
 

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::client::{ConnectionId, random_id};
+use crate::commit::Position;
 use crate::config::Config;
 use crate::decision::Decisions;
 use crate::decision::backlog::Backlog;
@@ -155,11 +156,17 @@ impl LiveTenant {
             .await
     }
 
-    /// Takes one of a user's connections; `None` when it has as many as it may.
-    pub fn user_slot(&self, subject: &Arc<str>) -> Option<UserSlot> {
+    /// Up to where this node has handed out its log; `None` while nobody of it is here.
+    pub fn handed_out(&self) -> Option<Position> {
+        self.rooms.get().map(Rooms::position)
+    }
+
+    /// Takes one of a user's connections; `None` when it has as many as it may. A client that comes back may be one
+    /// more: the connection that it comes back from is ended with that.
+    pub fn user_slot(&self, subject: &Arc<str>, comes_back: bool) -> Option<UserSlot> {
         let mut users = self.users.lock();
         let count = users.entry(subject.clone()).or_default();
-        if *count >= self.tenant.limits.connections_per_user {
+        if *count >= self.tenant.limits.connections_per_user.saturating_add(u32::from(comes_back)) {
             return None;
         }
         *count += 1;

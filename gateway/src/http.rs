@@ -24,7 +24,7 @@ use crate::connection::socket::{Socket, Writer};
 use crate::connection::upgrade::{self, Protocol};
 use crate::delivery::outbox::{Next, Outbox, OutboxLimits, TryWrite};
 use crate::gateway::{Gateway, LiveTenant, Slot};
-use crate::session::{Hello, Session, farewell_timeout};
+use crate::session::{Claim, Hello, Session, farewell_timeout};
 use crate::tenant::Limits;
 
 pub use pages::welcome;
@@ -210,6 +210,10 @@ impl Http {
             let text = format!("{} connections are open (setting max_connections)", self.gateway.connections.max());
             return busy("server_full", &text);
         };
+        let mut query = upgrade::query_parameters(request.uri().query());
+        // A session's name is as good as a key: components are not shown it.
+        let session = if protocol == Protocol::Json { query.remove("session") } else { None };
+        let claim = session.map(|session| Claim::of_query(session, query.remove("pos").as_deref()));
         let hello = Hello {
             protocol,
             tenant,
@@ -217,7 +221,8 @@ impl Http {
             token: upgrade::token(request.headers(), request.uri().query()),
             origin: request.headers().get(ORIGIN).and_then(|origin| origin.to_str().ok()).map(str::to_owned),
             host: request.headers().get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned),
-            query: upgrade::query_parameters(request.uri().query()),
+            claim,
+            query,
             address: peer,
         };
         let gateway = self.gateway.clone();

@@ -9,10 +9,10 @@ use futures_util::stream;
 
 use crate::client::{Client, Identity};
 use crate::close::{Close, jitter};
-use crate::commit::{TimerChange, TimerKey};
+use crate::commit::{Commit, CommitId, Effect, TimerChange, TimerKey};
 use crate::decision::farewell::Farewell;
 use crate::delivery::rooms::{Census, Rooms};
-use crate::engine::{EngineError, NodeStat, Orphan};
+use crate::engine::{EngineError, NodeStat, Orphan, Outcome};
 use crate::gateway::{Gateway, LiveTenant};
 
 /// How often orphans are looked for, and the other nodes told how many connections this one has.
@@ -25,6 +25,8 @@ const ORPHANS_AT_ONCE: usize = 200;
 const REAPING_MAX: usize = 16;
 /// The rest between two lookups while there are orphans: at most 20,000 a second are taken out by one node.
 const REAPING_REST: Duration = Duration::from_millis(10);
+/// How often the registry is compared with who is connected here, about: whoever could not be taken out is then.
+const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// How long one attempt to put the registry right may take.
 const PUT_RIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -100,31 +102,70 @@ async fn farewell(
 }
 
 /// Puts the registry right whenever the tenant's log has lost something, until the node stops: every change of the
-/// registry is an entry, so it has lost nothing where the log has not.
+/// registry is an entry, so it has lost nothing where the log has not. Now and then it looks for connections that
+/// nobody here stands for any more, whatever hindered their leaving.
 pub async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: Rooms) {
     let mut resets = rooms.resets();
     let keep = async {
-        while resets.changed().await.is_ok() {
-            while let Err(why) = put_right(&gateway, &tenant, &rooms).await {
-                tracing::warn!(tenant = %tenant.tenant.id, why, "the registry cannot be put right yet");
-                tokio::time::sleep(ERROR_REST + jitter(ERROR_REST)).await;
+        loop {
+            tokio::select! {
+                reset = resets.changed() => {
+                    if reset.is_err() {
+                        return;
+                    }
+                    while let Err(why) = put_right(&gateway, &tenant, &rooms).await {
+                        tracing::warn!(tenant = %tenant.tenant.id, why, "the registry cannot be put right yet");
+                        tokio::time::sleep(ERROR_REST + jitter(ERROR_REST)).await;
+                    }
+                }
+                () = tokio::time::sleep(AUDIT_EVERY + jitter(AUDIT_EVERY)) => {
+                    if let Err(why) = audit(&gateway, &tenant, &rooms).await {
+                        tracing::debug!(tenant = %tenant.tenant.id, why, "the registry cannot be looked through now");
+                    }
+                }
             }
         }
     };
     tokio::select! { () = keep => {}, () = gateway.tasks.stopping().cancelled() => {} }
 }
 
+/// Takes out those that the registry has and this node has not. The registry is read first: whoever is in it and not
+/// attached afterwards has left.
+async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    let known = gateway.engine.registered(&tenant.tenant.id).await.map_err(|error| error.to_string())?;
+    let Census { attached, .. } = rooms.census().await.map_err(|error| error.to_string())?;
+    for id in known.into_iter().filter(|id| !attached.contains(id) && !tenant.leaving.contains(id)) {
+        tracing::warn!(tenant = %tenant.tenant.id, "a connection that has left was still registered: it is taken out");
+        let commit = Commit { effects: vec![Effect::Gone { id }], ..Commit::new(CommitId::random()) };
+        tenant.decisions.commit_directly(commit).await.map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// Twice: a join that was committed before the first time found no connection, and may be applied here only after
+/// the census. Joins after the first time find theirs.
 async fn put_right(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
-    let (engine, id) = (&gateway.engine, &tenant.tenant.id);
     let all = async {
-        // The registry first: whoever is in it and not attached afterwards has left.
-        let known = engine.registered(id).await.map_err(|error| error.to_string())?;
-        let Census { position, there, attached } = rooms.census().await.map_err(|error| error.to_string())?;
-        let gone = |known: &crate::client::ConnectionId| !attached.contains(known) && !tenant.leaving.contains(known);
-        let gone: Vec<_> = known.into_iter().filter(gone).collect();
-        engine.register(id, position, &there, &gone).await.map_err(|error| error.to_string())?;
-        tracing::info!(tenant = %id, connections = there.len(), gone = gone.len(), "registered again after a loss");
+        register_again(gateway, tenant, rooms).await?;
+        let nothing = Arc::new(Commit::new(CommitId::random()));
+        let top = gateway.engine.commit(&tenant.tenant.id, nothing).await.map_err(|error| error.to_string())?;
+        if let Outcome::Committed(top) = top {
+            rooms.applied(top).await.map_err(|error| error.to_string())?;
+        }
+        let connections = register_again(gateway, tenant, rooms).await?;
+        tracing::info!(tenant = %tenant.tenant.id, connections, "registered again after a loss");
         Ok(())
     };
     tokio::time::timeout(PUT_RIGHT_TIMEOUT, all).await.unwrap_or_else(|_| Err("no answer in time".into()))
+}
+
+async fn register_again(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<usize, String> {
+    let (engine, id) = (&gateway.engine, &tenant.tenant.id);
+    // The registry first: whoever is in it and not attached afterwards has left.
+    let known = engine.registered(id).await.map_err(|error| error.to_string())?;
+    let Census { position, there, attached } = rooms.census().await.map_err(|error| error.to_string())?;
+    let gone = |known: &crate::client::ConnectionId| !attached.contains(known) && !tenant.leaving.contains(known);
+    let gone: Vec<_> = known.into_iter().filter(gone).collect();
+    engine.register(id, position, &there, &gone).await.map_err(|error| error.to_string())?;
+    Ok(there.len())
 }

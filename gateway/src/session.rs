@@ -7,6 +7,7 @@
 mod connection;
 mod departure;
 mod language;
+mod recovery;
 mod requests;
 
 use std::collections::BTreeMap;
@@ -16,9 +17,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::close::Close;
+use crate::commit::{Cursor, Position};
 use crate::connection::protocol::{AckId, Input as Heard};
 use crate::connection::socket::{Received, Socket, pong_frame};
 use crate::connection::upgrade::{self, Protocol};
@@ -29,6 +32,7 @@ use crate::limits::{Bucket, rate_limited};
 use crate::tenant::Limits;
 use connection::Connection;
 use language::{Language, Said};
+pub use recovery::Claim;
 
 /// Namespaces that one client may be in at once.
 pub const NAMESPACES_MAX: usize = 16;
@@ -56,7 +60,9 @@ pub struct Hello {
     pub origin: Option<String>,
     /// The host that it called us by.
     pub host: Option<String>,
-    /// The query's parameters, without the token.
+    /// The session that a plain WebSocket client comes back to.
+    pub claim: Option<Claim>,
+    /// The query's parameters, without what is secret.
     pub query: BTreeMap<String, String>,
     /// Where it comes from.
     pub address: SocketAddr,
@@ -80,10 +86,14 @@ pub struct Session {
     /// Known from the path, or from the first token.
     tenant: Option<Arc<LiveTenant>>,
     connections: Vec<Connection>,
+    /// Somebody changed what one of the connections may do.
+    changed: Arc<Notify>,
     rate: Bucket,
     opened: Instant,
     ping_due: Instant,
     pinged: Option<Instant>,
+    /// Up to where the tenant's log was pushed to the client before it was pinged last.
+    pinged_at: Option<Position>,
     told_of_expiry: bool,
     record_due: Instant,
     user: Option<UserSlot>,
@@ -96,6 +106,7 @@ enum Happening {
     Received(Received),
     End(Close),
     Clock,
+    Changed,
     Draining,
 }
 
@@ -112,8 +123,10 @@ impl Session {
             socket,
             outbox,
             connections: Vec::new(),
+            changed: Arc::default(),
             opened: Instant::now(),
             pinged: None,
+            pinged_at: None,
             told_of_expiry: false,
             record_due: Instant::now() + RECORD_INTERVAL_MAX,
             user: None,
@@ -141,7 +154,7 @@ impl Session {
             self.limit(&tenant.tenant.limits);
         }
         match self.language {
-            Language::SocketIo(_) => {
+            Language::SocketIo { .. } => {
                 let greeting = language::handshake(&self.gateway.config, self.message_bytes_max());
                 self.say(greeting);
                 Ok(())
@@ -151,7 +164,7 @@ impl Session {
                 match self.connect(&namespace, None).await {
                     Ok(()) => Ok(()),
                     Err((close, refusal)) => {
-                        self.say(self.language.error(&namespace, &refusal));
+                        self.say_error(&namespace, &refusal);
                         Err(close)
                     }
                 }
@@ -184,6 +197,10 @@ impl Session {
                 Happening::Received(Received::Broken(why)) => self.broken(Close::ProtocolError, &why),
                 Happening::End(close) => Err(close),
                 Happening::Clock => Ok(()),
+                Happening::Changed => {
+                    Box::pin(self.keep_changed_records()).await;
+                    Ok(())
+                }
                 Happening::Draining => Err(self.drain().await),
             };
             // Whatever happened: a client that says much does not stop the clock.
@@ -207,6 +224,7 @@ impl Session {
             received = self.socket.inbox.recv() => {
                 received.map_or(Happening::End(Close::ConnectionLost), Happening::Received)
             }
+            () = self.changed.notified() => Happening::Changed,
             () = tokio::time::sleep_until(wake) => Happening::Clock,
         }
     }
@@ -226,18 +244,26 @@ impl Session {
                         // One refused namespace ends nothing else; a client without any runs into
                         // the handshake's time-out.
                         tracing::debug!(code = refusal.code, close = close.word(), "connect refused");
+                        if self.connections.is_empty() && is_passing(close) {
+                            return Err(close);
+                        }
                         metrics::counter!("ws_connection_errors_total", "reason" => close.word()).increment(1);
                         self.say(language::connect_error(&namespace, &refusal));
                     }
                 }
                 Ok(Heard::Disconnect { namespace }) => self.leave_namespace(&namespace).await,
                 Ok(Heard::Ping(text)) => self.say(language::engine_pong(&text)),
-                Ok(Heard::Ack { .. } | Heard::Pong | Heard::Upgrade) => {}
+                Ok(Heard::Pong) => {
+                    if let Some(position) = self.pinged_at.take() {
+                        self.connections.iter_mut().for_each(|connection| connection.has_heard(position));
+                    }
+                }
+                Ok(Heard::Ack { .. } | Heard::Upgrade) => {}
                 Ok(Heard::Close) => return Err(Close::ClientLeft),
                 Err((ack, refusal)) => {
                     let refusal = self.within_rate().err().unwrap_or(refusal);
                     let namespace = self.hello.namespace.clone();
-                    self.say(self.language.refused(&namespace, ack, &refusal, false));
+                    self.say_refused(&namespace, ack, &refusal, false);
                 }
             }
         }
@@ -248,11 +274,11 @@ impl Session {
     async fn on_event(&mut self, namespace: &Arc<str>, name: Arc<str>, data: Payload, ack: Option<AckId>) {
         let Some((tenant, index)) = self.connected(namespace) else {
             let refusal = Refusal::new("not_connected", format!("connect to the namespace {namespace} first"));
-            self.say(self.language.refused(namespace, ack, &refusal, false));
+            self.say_refused(namespace, ack, &refusal, false);
             return;
         };
         if let Err(refusal) = self.within_limits(&tenant, index, &name) {
-            self.say(self.language.refused(namespace, ack, &refusal, true));
+            self.say_refused(namespace, ack, &refusal, true);
             return;
         }
         let answer = match requests::Request::of(&name) {
@@ -261,7 +287,7 @@ impl Session {
         };
         match answer {
             Ok(answer) => self.reply(namespace, ack, answer),
-            Err(refusal) => self.say(self.language.refused(namespace, ack, &refusal, false)),
+            Err(refusal) => self.say_refused(namespace, ack, &refusal, false),
         }
     }
 
@@ -290,6 +316,10 @@ impl Session {
             .await
             .map_err(|undecided| undecided.into_refusal())?;
         connection::applied(&self.gateway, tenant, &decided).await;
+        if decided.memberships {
+            // Before the client hears of it: its record would not have the room that a handler gave it.
+            Box::pin(self.keep_changed_records()).await;
+        }
         Ok(requests::Answer::of_decision(decided))
     }
 
@@ -316,7 +346,7 @@ impl Session {
 
     fn reply(&self, namespace: &Arc<str>, ack: Option<AckId>, answer: requests::Answer) {
         for (event, data) in &answer.events {
-            self.say(self.language.event(namespace, event, data));
+            self.say_event(namespace, event, data);
         }
         if let Some(ack) = ack {
             self.say(self.language.answer(namespace, ack, &answer.ack));
@@ -327,13 +357,41 @@ impl Session {
     fn broken(&self, close: Close, why: &str) -> Result<(), Close> {
         let namespace =
             self.connections.first().map_or_else(|| self.hello.namespace.clone(), |c| c.local.namespace.clone());
-        self.say(self.language.error(&namespace, &Refusal::new(close.word(), why)));
+        self.say_error(&namespace, &Refusal::new(close.word(), why));
         Err(close)
     }
 
     fn say(&self, frames: bytes::Bytes) {
         self.outbox.push_before_held(frames);
         self.outbox.flush();
+    }
+
+    /// Says something that clients with an offset take for an event, with the offset that is true at its place.
+    fn say_with_offset(&self, frames: impl FnOnce(&Language, Option<Cursor>) -> bytes::Bytes) {
+        if !self.language.has_offsets() {
+            return self.say(frames(&self.language, None));
+        }
+        let handed_out = || self.tenant.as_ref().and_then(|tenant| tenant.handed_out());
+        self.outbox.push_between(handed_out, |reached| frames(&self.language, reached));
+        self.outbox.flush();
+    }
+
+    fn say_event(&self, namespace: &str, name: &str, data: &Payload) {
+        self.say_with_offset(|language, reached| language.event(namespace, name, data, reached));
+    }
+
+    fn say_error(&self, namespace: &str, refusal: &Refusal) {
+        self.say_with_offset(|language, reached| language.error(namespace, refusal, reached));
+    }
+
+    /// As the acknowledgement that was asked for, otherwise, or with `event`, as the event `error`.
+    fn say_refused(&self, namespace: &str, ack: Option<AckId>, refusal: &Refusal, event: bool) {
+        if let Some(ack) = ack {
+            self.say(self.language.refused(namespace, ack, refusal));
+        }
+        if event || ack.is_none() {
+            self.say_error(namespace, refusal);
+        }
     }
 
     fn message_bytes_max(&self) -> usize {
@@ -347,6 +405,7 @@ impl Session {
         }
         self.tenant_slot = Some(tenant.connections.take().ok_or(Close::ServerFull)?);
         self.limit(&tenant.tenant.limits);
+        self.language.set_recovery(tenant.tenant.socketio_recovery);
         self.rate = Bucket::new(tenant.tenant.limits.messages_per_minute, Instant::now());
         self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
         self.tenant = Some(tenant.clone());
@@ -386,7 +445,7 @@ impl Session {
             self.connections.iter().find(|connection| connection.expires(true).is_some_and(|at| now >= at))
         {
             let refusal = Refusal::new("token_expired", "the token has ended; connect again with a fresh one");
-            self.say(self.language.error(&connection.local.namespace, &refusal));
+            self.say_error(&connection.local.namespace, &refusal);
             return Err(Close::TokenExpired);
         }
         if !self.told_of_expiry {
@@ -395,7 +454,7 @@ impl Session {
             {
                 let left = connection.expires(true).map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
                 let data = json!({ "expires_in_ms": left.as_millis() as u64 });
-                self.say(self.language.event(&connection.local.namespace, "token_expiring", &Payload::one(&data)));
+                self.say_event(&connection.local.namespace, "token_expiring", &Payload::one(&data));
                 self.told_of_expiry = true;
             }
         }
@@ -417,6 +476,9 @@ impl Session {
             }
         }
         if self.pinged.is_none() && now >= self.ping_due {
+            if self.language.has_offsets() {
+                self.pinged_at = self.tenant.as_ref().and_then(|tenant| tenant.handed_out());
+            }
             self.say(self.language.ping());
             self.pinged = Some(now);
         }
@@ -428,7 +490,7 @@ impl Session {
         let window = self.gateway.config.shutdown_grace / 2;
         let hint = json!({"reason": "shutdown", "reconnect_after_ms": crate::close::jitter(crate::close::RECONNECT_JITTER_MAX).as_millis() as u64});
         for connection in &self.connections {
-            self.say(self.language.event(&connection.local.namespace, "server:shutdown", &Payload::one(&hint)));
+            self.say_event(&connection.local.namespace, "server:shutdown", &Payload::one(&hint));
         }
         let pace = window.min(Duration::from_millis(u64::from(self.gateway.connections.taken())));
         tokio::time::sleep(crate::close::jitter(pace)).await;
@@ -447,6 +509,12 @@ impl Session {
         // The reader stops when nobody reads the inbox; until then the client may still say its own goodbye.
         self.socket.inbox.close();
     }
+}
+
+/// Is it nobody's decision that a client does not get in, and different in a moment? Socket.IO clients do not try again
+/// after a refusal, but they do when the connection ends.
+fn is_passing(close: Close) -> bool {
+    matches!(close, Close::EngineUnavailable | Close::AuthorizerUnavailable | Close::ServerFull)
 }
 
 /// How long a closing socket may take.

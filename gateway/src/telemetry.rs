@@ -38,6 +38,11 @@ fn describe() {
     describe_counter!("ws_connection_errors_total", "Connections refused or broken, by reason");
     describe_histogram!("delivery_lag_seconds", "From the commit of an entry to its delivery on this node");
     describe_counter!("delivery_resets_total", "Times that entries were lost for the clients of a tenant");
+    describe_counter!(
+        "resume_total",
+        "Clients that came back, by protocol and result: recovered, or why not: expired, gone, too_much, refused, unavailable"
+    );
+    describe_histogram!("resume_seconds", "From a client's coming back to the answer, what it missed included");
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");

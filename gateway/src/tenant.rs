@@ -91,6 +91,9 @@ pub struct Tenant {
     pub hosts: Vec<String>,
     /// How many of the latest events of a room a member gets on joining; 0: none.
     pub history_on_join: usize,
+    /// Are Socket.IO clients given a `pid`, and an offset as the last argument of every event, so that they get what
+    /// they missed when they come back (connection state recovery)? Handlers of fixed arity do not expect that argument.
+    pub socketio_recovery: bool,
     /// Types of rooms (`flat` of `flat:a1`) whose members are told who comes and goes: `presence:join` and
     /// `presence:leave`, in bursts and in rooms of more than 50 members on a node together as `presence:update`.
     pub presence_events: Arc<[String]>,

@@ -82,6 +82,7 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
     let hosts = hosts(given.strings("hosts", report), report);
     let mut history_on_join = 0;
     given.integer("history_on_join", 0..=HISTORY_ON_JOIN_MAX, &mut history_on_join, report);
+    let socketio_recovery = given.get("socketio_recovery").and_then(|given| given.boolean(report)).unwrap_or(false);
     let presence_events = presence_events(given.strings("presence_events", report), report);
     let presence_grace =
         given.get("presence_grace_ms").and_then(|grace| grace.millis(0..=PRESENCE_GRACE_MS_MAX, report));
@@ -102,6 +103,7 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
         origins,
         hosts,
         history_on_join,
+        socketio_recovery,
         presence_events,
         presence_grace,
         backend_token,

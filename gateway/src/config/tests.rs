@@ -83,6 +83,26 @@ fn without_settings_the_documented_defaults_hold() {
 }
 
 #[test]
+fn presence_is_as_the_settings_say() {
+    let meant = tenant(&tenant_text("", ""));
+    assert_eq!((meant.presence_grace.as_secs(), meant.presence_events.len()), (10, 0));
+    let meant = tenant(&tenant_text("presence_events = [\"flat\", \"task\"]\npresence_grace_ms = 0", ""));
+    assert_eq!((meant.presence_grace.as_millis(), &*meant.presence_events), (0, &["flat".into(), "task".into()][..]));
+    let files = Files::with_tenant("acme", &tenant_text("", ""));
+    let config = files.load(&[], &[]).unwrap();
+    assert_eq!((config.presence_view, config.node_lease.as_secs()), (true, 12));
+    files.put("postern.toml", "presence_view = false\nnode_lease_ms = 999");
+    let path = files.path("postern.toml").display().to_string();
+    assert_says(
+        &files.load(&[("config", &path)], &[]).unwrap_err().join(" "),
+        &["node_lease_ms", "from 1000 to 120000"],
+    );
+    files.put("postern.toml", "presence_view = false\nnode_lease_ms = 5000");
+    let config = files.load(&[("config", &path)], &[]).unwrap();
+    assert_eq!((config.presence_view, config.node_lease.as_secs()), (false, 5));
+}
+
+#[test]
 fn the_command_line_wins_over_the_environment_and_that_over_the_file() {
     let files = Files::with_tenant("acme", &tenant_text("", ""));
     files.put("postern.toml", "port = 1\nhost = \"127.0.0.1\"\nmax_connections = 1\norigins = [\"https://file\"]");
@@ -165,7 +185,7 @@ fn the_default_tenant_must_be_one() {
 
 #[test]
 fn a_tenant_file_says_everything_about_a_tenant() {
-    let before = "relay = [\"typing\", \"cursor:*\"]\nbroadcast = [\"notice\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nbackend_token_env = \"BACKEND\"";
+    let before = "relay = [\"typing\", \"cursor:*\"]\nbroadcast = [\"notice\"]\norigins = [\"https://app.example\"]\nhistory_on_join = 9\nsocketio_recovery = true\nbackend_token_env = \"BACKEND\"";
     let after = "[[plugins]]\nname = \"chat\"\nrole = \"handler\"\ncomponent = \"plugin.wasm\"\nevents = [\"chat:*\"]\n\
         settings = { text = \"t\", number = 7, fraction = 1.50, truth = true }\n\
         [limits]\nmessages_per_minute = \"unlimited\"\nconnections = 7\n\
@@ -175,6 +195,7 @@ fn a_tenant_file_says_everything_about_a_tenant() {
     assert_eq!(tenant.relay, [crate::tenant::Pattern("typing".into()), crate::tenant::Pattern("cursor:*".into())]);
     assert_eq!(tenant.broadcast, [crate::tenant::Pattern("notice".into())]);
     assert_eq!((tenant.origins, tenant.history_on_join), (vec!["https://app.example".to_owned()], 9));
+    assert!(tenant.socketio_recovery);
     assert_eq!(tenant.backend_token.unwrap().0, SECRET.as_bytes());
     assert_eq!(
         (tenant.limits.messages_per_minute, tenant.limits.connections, tenant.limits.connections_per_user),
@@ -199,7 +220,11 @@ fn what_cannot_stand_in_a_tenant_file_is_explained() {
         ("relay = \"a\"", "", &["relay: must be an array"]),
         ("broadcast = [\"a*b\"]", "", &["acme.toml:2: broadcast[0]", "must be an event's name", "\"a*b\""]),
         ("origins = [\"https://a.example/path\"]", "", &["origins[0]", "origin"]),
+        ("presence_grace_ms = 140001", "", &["presence_grace_ms", "from 0 to 140000", "140001"]),
+        ("presence_events = [\"flat:a1\"]", "", &["presence_events[0]", "a type of rooms", "\"flat:a1\""]),
+        ("presence_events = [\"user\"]", "", &["presence_events[0]", "gateway's own", "\"user\""]),
         ("history_on_join = 1001", "", &["history_on_join", "from 0 to 200", "1001"]),
+        ("socketio_recovery = \"maybe\"", "", &["socketio_recovery: must be true or false"]),
         ("backend_token = \"short\"", "", &["backend_token: the secret has 5 bytes; at least 32"]),
         ("backend_token_env = \"NOT_SET\"", "", &["backend_token_env", "`NOT_SET` is not set"]),
         ("limits = 1", "", &["limits: must be a table"]),

@@ -16,7 +16,7 @@ const PREFIX: &str = "/disconnected/";
 /// What a handler is told.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Farewell {
-    connection: ConnectionId,
+    pub(super) connection: ConnectionId,
     subject: Arc<str>,
     claims: Arc<str>,
     namespace: Arc<str>,
@@ -40,6 +40,11 @@ impl Farewell {
     pub(super) fn of(timer: &DueTimer) -> Option<Farewell> {
         timer.key.name.strip_prefix(PREFIX)?;
         serde_json::from_str(&timer.data).ok()
+    }
+
+    /// The name of the session, which its timer's name says.
+    pub(super) fn session(timer: &DueTimer) -> &str {
+        timer.key.name.strip_prefix(PREFIX).unwrap_or_default()
     }
 
     pub(super) fn client(&self) -> Client {

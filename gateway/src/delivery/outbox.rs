@@ -6,10 +6,11 @@ use std::io::{self, IoSlice};
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::close::Close;
+use crate::commit::{Cursor, Position};
 
 /// How many pieces one system call writes at most.
 const PIECES_PER_WRITE: usize = 64;
@@ -41,8 +42,10 @@ pub struct Outbox {
 struct State {
     queue: VecDeque<Bytes>,
     bytes: usize,
+    /// How far into the tenant's log the client has come once the queue is written.
+    reached: Option<Cursor>,
     /// What is delivered while the client is first given what it missed.
-    held: Option<VecDeque<Bytes>>,
+    held: Option<Held>,
     socket: Arc<dyn TryWrite>,
     /// Something was [pushed](Outbox::push) since the last flush.
     unflushed: bool,
@@ -54,6 +57,13 @@ struct State {
     front_begun: bool,
     /// The session is done: nothing is taken any more.
     sealed: bool,
+}
+
+/// What is held back, and how far the client has come once that is written, too.
+#[derive(Default)]
+struct Held {
+    queue: VecDeque<Bytes>,
+    reached: Option<Cursor>,
 }
 
 impl std::fmt::Debug for Outbox {
@@ -79,6 +89,7 @@ impl Outbox {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
                 bytes: 0,
+                reached: None,
                 held: None,
                 socket,
                 unflushed: false,
@@ -99,12 +110,49 @@ impl Outbox {
     /// Answers whether it is the first push since the last flush: whoever is told so must
     /// [`flush`](Outbox::flush), and flushes for those who push meanwhile.
     pub fn push(&self, frames: Bytes) -> bool {
-        self.put(frames, true)
+        self.put(self.state.lock(), frames, true)
+    }
+
+    /// As [`push`](Outbox::push), of something that the log has here.
+    pub fn push_at(&self, frames: Bytes, cursor: Cursor) -> bool {
+        let mut state = self.state.lock();
+        match &mut state.held {
+            Some(held) => held.reached = Some(cursor),
+            None => state.reached = Some(cursor),
+        }
+        self.put(state, frames, true)
     }
 
     /// As [`push`](Outbox::push), but before what is held back.
     pub fn push_before_held(&self, frames: Bytes) {
-        self.put(frames, false);
+        self.put(self.state.lock(), frames, false);
+    }
+
+    /// As [`push_before_held`](Outbox::push_before_held), of something that the log has here.
+    pub fn push_missed(&self, frames: Bytes, cursor: Cursor) {
+        let mut state = self.state.lock();
+        state.reached = Some(cursor);
+        self.put(state, frames, false);
+    }
+
+    /// As [`push_before_held`](Outbox::push_before_held), of something that is not in the log but says how far into it
+    /// the client has come: exactly as far as what was pushed before it, or, where nothing is held back,
+    /// as `handed_out`, up to where the tenant's delivery has pushed. Never less than what the client was told before.
+    pub fn push_between(
+        &self,
+        handed_out: impl FnOnce() -> Option<Position>,
+        frames: impl FnOnce(Option<Cursor>) -> Bytes,
+    ) {
+        let mut state = self.state.lock();
+        // Read under the lock: what is pushed meanwhile comes behind this.
+        let handed_out = if state.held.is_none() { handed_out() } else { None };
+        let whole = handed_out.map(|position| Cursor { position, part: None });
+        state.reached = match (state.reached, whole) {
+            (Some(reached), Some(whole)) if reached.position > whole.position => Some(reached),
+            (reached, whole) => whole.or(reached),
+        };
+        let frames = frames(state.reached);
+        self.put(state, frames, false);
     }
 
     /// Sets other limits, once it is known whose client this is.
@@ -121,18 +169,18 @@ impl Outbox {
     pub fn release(&self) {
         let mut state = self.state.lock();
         if let Some(mut held) = state.held.take() {
-            state.queue.append(&mut held);
+            state.queue.append(&mut held.queue);
+            state.reached = held.reached.or(state.reached);
         }
         drop(state);
         self.flush();
     }
 
-    fn put(&self, frames: Bytes, may_hold: bool) -> bool {
-        let mut state = self.state.lock();
+    fn put(&self, mut state: MutexGuard<'_, State>, frames: Bytes, may_hold: bool) -> bool {
         if state.sealed || state.end == Some(Close::Slow) {
             return false;
         }
-        let messages = state.queue.len() + state.held.as_ref().map_or(0, VecDeque::len);
+        let messages = state.queue.len() + state.held.as_ref().map_or(0, |held| held.queue.len());
         if messages >= state.limits.messages || state.bytes + frames.len() > state.limits.bytes {
             let begun = usize::from(state.front_begun);
             state.queue.truncate(begun);
@@ -144,7 +192,7 @@ impl Outbox {
         }
         state.bytes += frames.len();
         match &mut state.held {
-            Some(held) if may_hold => held.push_back(frames),
+            Some(held) if may_hold => held.queue.push_back(frames),
             _ => state.queue.push_back(frames),
         }
         may_hold && !std::mem::replace(&mut state.unflushed, true)
@@ -366,6 +414,37 @@ mod tests {
         assert_eq!(*socket.taken.lock(), b"missed ");
         outbox.release();
         assert_eq!(*socket.taken.lock(), b"missed live");
+    }
+
+    #[test]
+    fn a_word_between_says_how_far_the_client_has_come_and_never_less_than_before() {
+        let (outbox, _socket) = outbox(1000, WIDE);
+        let at = |seq, part| Cursor { position: Position { epoch: 1, seq }, part };
+        let said = |handed_out: Option<u64>| {
+            let mut said = None;
+            let position = handed_out.map(|seq| Position { epoch: 1, seq });
+            outbox.push_between(
+                || position,
+                |reached| {
+                    said = reached;
+                    Bytes::from_static(b"word")
+                },
+            );
+            said
+        };
+        assert_eq!(said(None), None);
+        assert_eq!(said(Some(3)), Some(at(3, None)));
+        outbox.push_at(Bytes::from_static(b"live"), at(5, Some(0)));
+        assert_eq!(said(Some(4)), Some(at(5, Some(0))), "the delivery is in the middle of an entry");
+        assert_eq!(said(Some(5)), Some(at(5, None)), "the rest of the entry was for others");
+        outbox.push_at(Bytes::from_static(b"live"), at(5, None));
+        outbox.hold();
+        outbox.push_at(Bytes::from_static(b"live"), at(9, None));
+        assert_eq!(said(Some(9)), Some(at(5, None)), "what is held back has not reached the client");
+        outbox.push_missed(Bytes::from_static(b"missed"), at(7, None));
+        assert_eq!(said(Some(9)), Some(at(7, None)));
+        outbox.release();
+        assert_eq!(said(Some(8)), Some(at(9, None)));
     }
 
     #[tokio::test]

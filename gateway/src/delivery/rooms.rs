@@ -4,12 +4,13 @@
 //! place in the log and nowhere else, so that a joiner gets exactly what comes after its join.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::outbox::Outbox;
@@ -40,14 +41,23 @@ const DEGRADED_AFTER: Duration = Duration::from_secs(1);
 pub struct Dialect {
     /// Which of the node's dialects, from 0; below [`DIALECTS_MAX`].
     pub slot: usize,
-    /// Complete frames of one publication. The cursor is `None` for what is not in the log.
-    pub event: fn(&Publication, Option<Cursor>) -> Bytes,
-    /// Complete frames that tell why a connection in this namespace will be ended.
-    pub farewell: fn(namespace: &str, why: &crate::event::Refusal) -> Bytes,
+    /// Complete frames of one publication.
+    pub event: fn(&Publication, Place) -> Bytes,
+    /// Complete frames that tell why a connection in this namespace will be ended, and how far it has come.
+    pub farewell: fn(namespace: &str, why: &crate::event::Refusal, reached: Option<Cursor>) -> Bytes,
     /// Complete frames that say that entries were lost, and the position that follows.
     pub reset: fn(namespace: &str, Position) -> Bytes,
     /// Complete frames of an event of the gateway's own, said at this position.
     pub notice: fn(namespace: &str, event: &str, data: &Payload, Position) -> Bytes,
+}
+
+/// Where a publication is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the log, here.
+    Logged(Cursor),
+    /// Not in the log; handed out after everything up to this position.
+    Passing(Position),
 }
 
 /// How many dialects there are at most.
@@ -73,6 +83,12 @@ pub struct Local {
     pub dialect: Dialect,
     /// What it may do.
     pub grants: Grants,
+    /// Has its arrival come back in the log?
+    pub arrived: AtomicBool,
+    /// Tells its session that what it may do has changed.
+    pub changed: Arc<Notify>,
+    /// Does its own session take it out? Otherwise whoever says in the log that it is gone ends it.
+    pub leaving: AtomicBool,
 }
 
 enum Command {
@@ -252,8 +268,9 @@ impl Task {
                     None => return,
                 },
                 () = tokio::time::sleep_until(announce_at.unwrap_or_else(Instant::now)), if announce_at.is_some() => {
+                    let after = *self.applied.borrow();
                     for announcement in self.state.announcer.due(Instant::now()) {
-                        self.state.announce(&announcement);
+                        self.state.announce(&announcement, after);
                     }
                     self.state.flush();
                 }
@@ -293,14 +310,19 @@ impl Task {
         match item {
             Feed::Entry(entry) => {
                 metrics::histogram!("delivery_lag_seconds").record(crate::commit::seconds_since(entry.at));
-                self.state.on_entry(&entry);
+                let after = *self.applied.borrow();
+                self.state.on_entry(&entry, after);
                 self.applied.send_replace(entry.position);
             }
-            Feed::Ephemeral(publication) => self.state.publish(&publication, None),
+            Feed::Ephemeral(publication) => {
+                let after = *self.applied.borrow();
+                self.state.publish(&publication, Place::Passing(after));
+            }
             Feed::Reset(position) => {
                 metrics::counter!("delivery_resets_total", "tenant" => self.tenant.to_string()).increment(1);
-                self.state.reset(position);
+                // First, so that no word behind the reset carries a position that was lost.
                 self.applied.send_replace(position);
+                self.state.reset(position);
                 self.resets.send_modify(|resets| *resets += 1);
             }
         }
@@ -319,6 +341,13 @@ struct State {
 struct Member {
     local: Arc<Local>,
     rooms: HashSet<Room>,
+}
+
+impl Member {
+    /// Whoever has not, hears nothing of what was before.
+    fn has_arrived(&self) -> bool {
+        self.local.arrived.load(Ordering::Acquire)
+    }
 }
 
 impl State {
@@ -348,8 +377,8 @@ impl State {
         Census { position, there: arrived.map(registration).collect(), attached }
     }
 
-    /// Tells the members that may know who is there.
-    fn announce(&mut self, announcement: &Announcement) {
+    /// Tells the members that may know who is there; everything up to `after` is handed out.
+    fn announce(&mut self, announcement: &Announcement, after: Position) {
         let Announcement { publication, except } = announcement;
         let Some(members) = self.rooms.get(&publication.room) else { return };
         let mut encoded: [Option<Bytes>; DIALECTS_MAX] = [const { None }; DIALECTS_MAX];
@@ -357,14 +386,16 @@ impl State {
             if !local.grants.lock().get(&publication.room).is_some_and(|grant| grant.presence) {
                 continue;
             }
-            let frames = encoded[local.dialect.slot].get_or_insert_with(|| (local.dialect.event)(publication, None));
+            let frames = encoded[local.dialect.slot]
+                .get_or_insert_with(|| (local.dialect.event)(publication, Place::Passing(after)));
             if local.outbox.push(frames.clone()) {
                 self.touched.push(local.outbox.clone());
             }
         }
     }
 
-    fn on_entry(&mut self, entry: &Entry) {
+    /// Applies an entry; everything up to `after` is handed out.
+    fn on_entry(&mut self, entry: &Entry, after: Position) {
         let last = entry.effects.iter().rposition(|effect| matches!(effect, Effect::Publish(_)));
         let mut published = 0;
         for (index, effect) in entry.effects.iter().enumerate() {
@@ -372,25 +403,26 @@ impl State {
                 Effect::Arrive { id, .. } => self.arrive(id),
                 Effect::Join { who, room, grant } => self.join(who, room, *grant),
                 Effect::Leave { who, room } => self.leave(who, room),
-                Effect::Gone { id } => self.remove(id),
-                Effect::Disconnect { room, why } => self.disconnect(room, why),
+                Effect::Gone { id } => self.gone(id),
+                Effect::Disconnect { room, why } => self.disconnect(room, why, after),
                 Effect::Publish(publication) => {
                     let part = (Some(index) != last).then_some(published);
                     published += 1;
-                    self.publish(publication, Some(Cursor { position: entry.position, part }));
+                    self.publish(publication, Place::Logged(Cursor { position: entry.position, part }));
                 }
             }
         }
         for change in &entry.presence {
             let members = self.rooms.get(&change.room).map_or(0, HashMap::len);
             if let Some(announcement) = self.announcer.note(change, members, Instant::now()) {
-                self.announce(&announcement);
+                self.announce(&announcement, entry.position);
             }
         }
     }
 
     fn arrive(&mut self, id: &ConnectionId) {
         let Some(local) = self.connections.get(id).map(|member| member.local.clone()) else { return };
+        local.arrived.store(true, Ordering::Release);
         let namespace = &local.namespace;
         for room in [Room::connection(namespace, id), Room::user(namespace, &local.subject), Room::everyone(namespace)]
         {
@@ -428,6 +460,7 @@ impl State {
             self.enter(&id, room);
             if let Some(member) = self.connections.get(&id) {
                 member.local.grants.lock().insert(room.clone(), grant);
+                member.local.changed.notify_one();
             }
         }
     }
@@ -437,6 +470,7 @@ impl State {
             if let Some(member) = self.connections.get_mut(&id) {
                 member.rooms.remove(room);
                 member.local.grants.lock().remove(room);
+                member.local.changed.notify_one();
             }
             self.exit(&id, room);
         }
@@ -451,6 +485,17 @@ impl State {
         }
     }
 
+    /// The log says that a connection is gone. One that is still here and does not leave by itself has come back
+    /// elsewhere, or was given up: it must not go on as if it were in its rooms.
+    fn gone(&mut self, id: &ConnectionId) {
+        if let Some(Member { local, .. }) = self.connections.get(id)
+            && !local.leaving.load(Ordering::Acquire)
+        {
+            local.outbox.end(Close::Fenced);
+        }
+        self.remove(id);
+    }
+
     fn remove(&mut self, id: &ConnectionId) {
         if let Some(member) = self.connections.remove(id) {
             for room in &member.rooms {
@@ -459,15 +504,16 @@ impl State {
         }
     }
 
-    fn disconnect(&mut self, room: &Room, why: &crate::event::Refusal) {
+    fn disconnect(&mut self, room: &Room, why: &crate::event::Refusal, after: Position) {
         for local in self.rooms.get(room).into_iter().flat_map(|members| members.values()) {
-            local.outbox.push((local.dialect.farewell)(&local.namespace, why));
+            let farewell = |reached| (local.dialect.farewell)(&local.namespace, why, reached);
+            local.outbox.push_between(|| Some(after), farewell);
             local.outbox.flush();
             local.outbox.end(Close::Disconnected);
         }
     }
 
-    fn publish(&mut self, publication: &Publication, cursor: Option<Cursor>) {
+    fn publish(&mut self, publication: &Publication, place: Place) {
         let Some(members) = self.rooms.get(&publication.room) else { return };
         // Looked up once: every member's name would be a look at memory that is not at hand.
         let except = publication.except.as_ref().and_then(|id| self.connections.get(id));
@@ -478,9 +524,13 @@ impl State {
             if except == Some(Arc::as_ptr(local)) {
                 continue;
             }
-            let frames = encoded[local.dialect.slot].get_or_insert_with(|| (local.dialect.event)(publication, cursor));
+            let frames = encoded[local.dialect.slot].get_or_insert_with(|| (local.dialect.event)(publication, place));
             delivered += 1;
-            if local.outbox.push(frames.clone()) {
+            let first = match place {
+                Place::Logged(cursor) => local.outbox.push_at(frames.clone(), cursor),
+                Place::Passing(_) => local.outbox.push(frames.clone()),
+            };
+            if first {
                 self.touched.push(local.outbox.clone());
             }
         }
@@ -488,17 +538,18 @@ impl State {
     }
 
     fn tell_all(&mut self, event: &str, data: &Payload, at: Position) {
-        for member in self.connections.values() {
-            member.local.outbox.push((member.local.dialect.notice)(&member.local.namespace, event, data, at));
-            member.local.outbox.flush();
+        for Member { local, .. } in self.connections.values().filter(|member| member.has_arrived()) {
+            local.outbox.push((local.dialect.notice)(&local.namespace, event, data, at));
+            local.outbox.flush();
         }
     }
 
     fn reset(&mut self, position: Position) {
         self.announcer.forget();
-        for member in self.connections.values() {
-            member.local.outbox.push((member.local.dialect.reset)(&member.local.namespace, position));
-            member.local.outbox.flush();
+        let cursor = Cursor { position, part: None };
+        for Member { local, .. } in self.connections.values().filter(|member| member.has_arrived()) {
+            local.outbox.push_at((local.dialect.reset)(&local.namespace, position), cursor);
+            local.outbox.flush();
         }
     }
 

@@ -349,7 +349,7 @@ impl Engine for EmbeddedEngine {
 
     async fn bury_timer(&self, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
         let (timer, why) = (timer.clone(), why.to_owned());
-        self.ask(|answer| Job::Bury(BuryJob { timer, why, answer })).await?
+        self.ask(|answer| Job::Bury(Box::new(BuryJob { timer, why, answer }))).await?
     }
 
     async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError> {

@@ -1,24 +1,32 @@
 //! One namespace of a client: how it comes in, and how it goes.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
 use super::departure::Departure;
+use super::language::Language;
+use super::recovery::{Claim, Lost, Past, count, hand_over};
+use super::requests::RETRY_AFTER_MS;
 use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
 use crate::client::{Client, ConnectionId, Identity, random_id};
 use crate::close::Close;
-use crate::commit::{Commit, CommitId, Effect, Millis, Position, SessionRecord, now_ms};
+use crate::commit::{Commit, CommitId, Cursor, Effect, Grant, Millis, Position, SessionRecord, now_ms};
+use crate::connection::upgrade::Protocol;
 use crate::decision::token::peek_tenant;
-use crate::decision::{Decided, Input, Undecided};
+use crate::decision::{Decided, Input, Returning, Undecided};
 use crate::delivery::rooms::{Attached, Local};
-use crate::event::Refusal;
+use crate::event::{Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant};
+use crate::room::Room;
 
 /// How long an answer waits for this node to apply the commit that it speaks of.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,6 +41,10 @@ pub(super) struct Connection {
     pub(super) arrived: Option<Position>,
     /// The secret name under which the client can come back.
     pub(super) session: Arc<str>,
+    /// Up to here it has received everything (see [`SessionRecord::heard`]).
+    heard: Option<Position>,
+    /// The mark of the rooms in the session record.
+    recorded: u64,
     expires: Option<Instant>,
     _attached: Attached,
 }
@@ -60,8 +72,28 @@ impl Connection {
             claims: self.client.identity.claims.clone(),
             rooms: self.local.grants.lock().iter().map(|(room, grant)| (room.clone(), *grant)).collect(),
             ttl_ms,
+            heard: self.heard,
         }
     }
+
+    /// The session record has these rooms now.
+    pub(super) fn has_recorded(&mut self, rooms: &BTreeMap<Room, Grant>) {
+        self.recorded = mark(rooms);
+    }
+
+    /// The client has answered a ping that went out behind everything up to here.
+    pub(super) fn has_heard(&mut self, position: Position) {
+        self.heard = self.heard.max(Some(position));
+    }
+}
+
+/// Tells two sets of rooms apart without keeping one.
+fn mark(rooms: &BTreeMap<Room, Grant>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (room, Grant { publish, presence, history }) in rooms {
+        (room, publish, presence, history).hash(&mut hasher);
+    }
+    hasher.finish()
 }
 
 fn expiry(identity: &Identity) -> Option<Instant> {
@@ -111,7 +143,11 @@ impl Session {
             refused(close, format!("the tenant has {max} connections on this node (setting limits.connections)"))
         })?;
         if self.user.is_none() {
-            let Some(slot) = tenant.user_slot(&identity.subject) else {
+            let slot = match tenant.user_slot(&identity.subject, false) {
+                None if self.comes_back(&tenant, &identity, auth).await => tenant.user_slot(&identity.subject, true),
+                slot => slot,
+            };
+            let Some(slot) = slot else {
                 let max = tenant.tenant.limits.connections_per_user;
                 let text = format!("a user may have {max} connections (setting limits.connections_per_user)");
                 return Err(refused(Close::ConnectionLimit, text));
@@ -125,6 +161,17 @@ impl Session {
             self.user = None;
         }
         connected
+    }
+
+    /// Is there a session of this user to which the client comes back?
+    async fn comes_back(&self, tenant: &LiveTenant, identity: &Identity, auth: Option<&str>) -> bool {
+        let claimed = match self.language.has_offsets() {
+            true => Claim::of_auth(auth).map(|claim| claim.session),
+            false => self.hello.claim.as_ref().map(|claim| claim.session.clone()),
+        };
+        let Some(session) = claimed else { return false };
+        let record = self.gateway.engine.session(&tenant.tenant.id, &session).await;
+        matches!(record, Ok(Some(record)) if record.subject == identity.subject)
     }
 
     fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
@@ -166,11 +213,32 @@ impl Session {
         namespace: &Arc<str>,
         auth: Option<&str>,
     ) -> Result<(), Refused> {
-        let unavailable = |message: String| refused(Close::EngineUnavailable, message);
+        let claim = match self.language.has_offsets() {
+            true => Claim::of_auth(auth),
+            false => self.hello.claim.take(),
+        };
+        // Nothing of its own rooms comes before the welcome, and nothing live before what was missed.
+        self.outbox.hold();
+        let admitted = Box::pin(self.admit_held(tenant, identity, namespace, claim)).await;
+        self.outbox.release();
+        let recovered = admitted?;
+        self.connected_hooks(tenant, namespace, auth, recovered).await;
+        Ok(())
+    }
+
+    /// Answers whether a session goes on that was there before.
+    async fn admit_held(
+        &mut self,
+        tenant: &Arc<LiveTenant>,
+        identity: Identity,
+        namespace: &Arc<str>,
+        claim: Option<Claim>,
+    ) -> Result<bool, Refused> {
         let rooms = tenant.rooms(&self.gateway).await.map_err(|error| unavailable(error.to_string()))?;
         let expires = expiry(&identity);
         let client = Client { connection: ConnectionId::random(), identity, namespace: namespace.clone() };
-        let session: Arc<str> = random_id().into();
+        let mut back = self.look_back(tenant, &client, claim).await?;
+        let session: Arc<str> = back.past().map_or_else(|| random_id().into(), |past| past.record.session.clone());
         let local = Arc::new(Local {
             id: client.connection.clone(),
             session: session.clone(),
@@ -179,9 +247,13 @@ impl Session {
             outbox: self.outbox.clone(),
             dialect: self.language.dialect(),
             grants: Mutex::new(HashMap::new()),
+            arrived: AtomicBool::new(false),
+            changed: self.changed.clone(),
+            leaving: AtomicBool::new(false),
         });
         // Known here before it is anywhere else, so that its arrival in the log finds it.
         let attached = rooms.attach(local.clone()).await.map_err(|error| unavailable(error.to_string()))?;
+        let heard = back.past().map_or_else(|| rooms.position(), |past| past.since.whole());
         let record = SessionRecord {
             session: session.clone(),
             connection: client.connection.clone(),
@@ -190,65 +262,142 @@ impl Session {
             claims: client.identity.claims.clone(),
             rooms: BTreeMap::new(),
             ttl_ms: tenant.tenant.limits.recovery_window_ms,
+            heard: self.language.has_offsets().then_some(heard),
         };
-        let input = Input::Connect { who: &client, session: record };
+        let heard = record.heard;
+        let returning = back.past().map(|past| Returning { record: &past.record, rooms: &past.rooms });
+        let input = Input::Connect { who: &client, session: record, returning };
         let pipeline = tenant.pipeline.load_full();
         let decided = match tenant.decisions.run(&pipeline, input).await {
             Ok(decided) => decided,
             Err(undecided) => {
-                if matches!(undecided, Undecided::Engine(_)) {
+                let engine = matches!(undecided, Undecided::Engine(_));
+                back.count(self.language.protocol(), if engine { "unavailable" } else { "refused" });
+                if engine {
                     // It may have been committed after all.
-                    self.forget(tenant, &client.connection).await;
+                    self.forget(tenant, &local).await;
                 }
                 return Err(connect_refused(undecided));
             }
         };
         applied(&self.gateway, tenant, &decided).await;
-        let arrived = decided.position;
-        let connection = Connection { client, local, resumed: false, arrived, session, expires, _attached: attached };
-        self.greet(&connection, &decided);
+        let missed = match self.arrived(tenant, &local, &decided, &mut back).await {
+            Ok(missed) => missed,
+            Err(why) => {
+                back.count(self.language.protocol(), "unavailable");
+                self.forget(tenant, &local).await;
+                return Err(unavailable(why));
+            }
+        };
+        let (arrived, recovered) = (decided.position, back.past().is_some());
+        let recorded = mark(&decided.joined.iter().cloned().collect());
+        let connection = Connection {
+            client,
+            local,
+            resumed: recovered,
+            arrived,
+            session,
+            heard,
+            recorded,
+            expires,
+            _attached: attached,
+        };
+        self.greet(&connection, &decided, &back, missed.len());
+        hand_over(&self.outbox, missed);
+        back.count(self.language.protocol(), "recovered");
+        // What it answers from here on is a ping of before.
+        self.pinged_at = None;
         self.connections.push(connection);
-        self.connected_hooks(tenant, namespace, auth).await;
-        Ok(())
+        Ok(recovered)
     }
 
-    fn greet(&self, connection: &Connection, decided: &Decided) {
+    /// What the client comes back to, if it says so. Where that cannot be known now, it does not come in: it would lose
+    /// what it could have had in a moment.
+    async fn look_back(
+        &self,
+        tenant: &LiveTenant,
+        client: &Client,
+        claim: Option<Claim>,
+    ) -> Result<LookedBack, Refused> {
+        let started = Instant::now();
+        let Some(claim) = claim else { return Ok(LookedBack { started, result: None }) };
+        let (engine, limits) = (&*self.gateway.engine, &tenant.tenant.limits);
+        let looked = Past::look(engine, &tenant.tenant.id, &claim, client, limits).await;
+        if let Err(lost) = &looked {
+            count(self.language.protocol(), lost.word(), started.elapsed());
+        }
+        match looked {
+            Err(Lost::Unavailable(error)) => Err(unavailable(error.to_string())),
+            looked => Ok(LookedBack { started, result: Some(looked) }),
+        }
+    }
+
+    /// Makes sure that the arrival is there, and reads the rest of what was missed; the text says why that cannot be.
+    async fn arrived(
+        &self,
+        tenant: &LiveTenant,
+        local: &Local,
+        decided: &Decided,
+        back: &mut LookedBack,
+    ) -> Result<Vec<(Bytes, Cursor)>, String> {
+        let (true, Some(arrived)) = (local.arrived.load(Ordering::Acquire), decided.position) else {
+            return Err("the arrival was lost, or this node is late in applying it".into());
+        };
+        let Some(Ok(past)) = &mut back.result else { return Ok(Vec::new()) };
+        let read = past.read_until(&*self.gateway.engine, &tenant.tenant.id, arrived).await;
+        read.map_err(|lost| lost.to_string())?;
+        let joined = decided.joined.iter().map(|(room, _)| room).filter(|room| past.rooms.contains(room));
+        let joined = joined.cloned().collect();
+        let frames = past.frames(self.language.dialect(), joined, Vec::new(), arrived, &tenant.tenant.limits);
+        frames.map_err(|lost| lost.to_string())
+    }
+
+    fn greet(&self, connection: &Connection, decided: &Decided, back: &LookedBack, missed: usize) {
         let config = &self.gateway.config;
         let rooms: Vec<_> = decided.joined.iter().map(|(room, _)| room.name().to_owned()).collect();
-        let welcome = json!({
+        // What was missed comes only after this: until then its own position is the one to come back with.
+        let since = back.past().map(|past| past.since.to_string());
+        let mut welcome = json!({
             "connection": connection.client.connection.as_str(),
             "session": &*connection.session,
             "server": self.gateway.server_id,
             "subject": &*connection.client.identity.subject,
             "namespace": &*connection.client.namespace,
             "rooms": rooms,
-            "pos": decided.position.map(|position| position.to_string()),
+            "pos": since.or_else(|| decided.position.map(|position| position.to_string())),
             "recovery_window_ms": self.tenant.as_ref().map(|tenant| tenant.tenant.limits.recovery_window_ms),
             "ping_interval_ms": config.ping_interval.as_millis() as u64,
             "ping_timeout_ms": config.ping_timeout.as_millis() as u64,
             "message_bytes_max": self.message_bytes_max(),
         });
-        self.say(self.language.connected(
-            connection.client.connection.as_str(),
-            &connection.client.namespace,
-            &welcome,
-        ));
+        if let Some(result) = &back.result {
+            welcome["recovered"] = result.is_ok().into();
+        }
+        if back.past().is_some() {
+            welcome["missed"] = missed.into();
+            welcome["refused"] = decided.refused.iter().map(|(room, _)| room.name()).collect();
+        }
+        let (id, namespace) = (connection.client.connection.as_str(), &connection.client.namespace);
+        self.say(self.language.connected(id, &connection.session, namespace, &welcome));
+        if let (Some(Err(lost)), Language::Json) = (&back.result, &self.language) {
+            self.say_event(namespace, "reset", &Payload::one(&lost.told()));
+        }
     }
 
     /// Tells the handlers that asked for it; what they do is a commit of its own.
-    async fn connected_hooks(&self, tenant: &LiveTenant, namespace: &str, auth: Option<&str>) {
+    async fn connected_hooks(&self, tenant: &LiveTenant, namespace: &str, auth: Option<&str>, recovered: bool) {
         let pipeline = tenant.pipeline.load_full();
         if !pipeline.handlers.iter().any(|(handler, _)| handler.exports.connection_events) {
             return;
         }
         let Some(connection) = self.connections.iter().find(|c| &*c.local.namespace == namespace) else { return };
         let handshake = json!({
-            "auth": auth_without_token(auth),
+            "auth": auth_without_secrets(auth),
             "query": self.hello.query,
             "origin": self.hello.origin,
             "address": self.hello.address.to_string(),
             // A session that is resumed later is told by `disconnected` not being called for it.
-            "recovered": false,
+            "recovered": recovered,
         });
         let input = Input::Connected { who: &connection.client, handshake: &handshake.to_string() };
         if let Err(error) = tenant.decisions.run(&pipeline, input).await {
@@ -257,8 +406,9 @@ impl Session {
     }
 
     /// Takes a connection out of all rooms that nobody here stands for.
-    async fn forget(&self, tenant: &LiveTenant, id: &ConnectionId) {
-        let gone = Effect::Gone { id: id.clone() };
+    async fn forget(&self, tenant: &LiveTenant, local: &Local) {
+        local.leaving.store(true, Ordering::Release);
+        let gone = Effect::Gone { id: local.id.clone() };
         let commit = Commit { effects: vec![gone], ..Commit::new(CommitId::random()) };
         if let Err(error) = tenant.decisions.commit_directly(commit).await {
             tracing::warn!(tenant = %tenant.tenant.id, %error, "a connection that was not admitted may be left in its rooms");
@@ -266,24 +416,48 @@ impl Session {
     }
 
     /// Writes the session records anew: they are kept for the recovery window after the last time.
-    pub(super) async fn keep_records(&self) {
-        let Some(tenant) = &self.tenant else { return };
-        for connection in &self.connections {
-            let session = Some(connection.record(tenant.tenant.limits.recovery_window_ms));
-            let commit = Commit { session, ..Commit::new(CommitId::random()) };
-            if let Err(error) = tenant.decisions.commit_directly(commit).await {
-                tracing::debug!(tenant = %tenant.tenant.id, %error, "a session record was not kept");
+    pub(super) async fn keep_records(&mut self) {
+        self.keep_records_of(|_| true).await;
+    }
+
+    /// Writes the records of those that others have joined to rooms, or taken out.
+    pub(super) async fn keep_changed_records(&mut self) {
+        self.keep_records_of(|connection| mark(&connection.record(0).rooms) != connection.recorded).await;
+    }
+
+    async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool) {
+        let Some(tenant) = self.tenant.clone() else { return };
+        for connection in self.connections.iter_mut().filter(|connection| wanted(connection)) {
+            let record = connection.record(tenant.tenant.limits.recovery_window_ms);
+            let recorded = mark(&record.rooms);
+            let commit = Commit { session: Some(record), ..Commit::new(CommitId::random()) };
+            match tenant.decisions.commit_directly(commit).await {
+                Ok(_) => connection.recorded = recorded,
+                Err(error) => {
+                    tracing::debug!(tenant = %tenant.tenant.id, %error, "a session record was not kept");
+                }
             }
         }
     }
 
-    /// A Socket.IO client leaves one namespace.
+    /// A Socket.IO client leaves one namespace. As with its own server, that ends the session.
     pub(super) async fn leave_namespace(&mut self, namespace: &str) {
         if let Some(index) = self.connections.iter().position(|c| &*c.local.namespace == namespace) {
             let connection = self.connections.remove(index);
+            if self.language.has_offsets() {
+                self.end_session(&connection).await;
+            }
             self.leave(connection, Close::ClientLeft).await;
             // Without any namespace it has the time of a handshake for another.
             self.opened = Instant::now();
+        }
+    }
+
+    async fn end_session(&self, connection: &Connection) {
+        let Some(tenant) = &self.tenant else { return };
+        let commit = Commit { session: Some(connection.record(0)), ..Commit::new(CommitId::random()) };
+        if let Err(error) = tenant.decisions.commit_directly(commit).await {
+            tracing::debug!(tenant = %tenant.tenant.id, %error, "a session ends only with its time");
         }
     }
 
@@ -291,17 +465,45 @@ impl Session {
     /// come back; handlers that want to know are told when it has not.
     pub(super) async fn leave(&self, connection: Connection, close: Close) {
         let Some(tenant) = &self.tenant else { return };
+        // Before the commit: what the log says of it then is no news.
+        connection.local.leaving.store(true, Ordering::Release);
         Departure::of(&self.gateway, tenant, &connection.client, &connection.session, close).depart().await;
     }
 }
 
-/// The client's `auth` payload, but never its token.
-fn auth_without_token(auth: Option<&str>) -> serde_json::Value {
+/// What came of looking for the session that a client comes back to; `None`: it comes to none.
+struct LookedBack {
+    started: Instant,
+    result: Option<Result<Past, Lost>>,
+}
+
+impl LookedBack {
+    fn past(&self) -> Option<&Past> {
+        self.result.as_ref()?.as_ref().ok()
+    }
+
+    /// Counts how it ended for a session that could have gone on.
+    fn count(&self, protocol: Protocol, result: &'static str) {
+        if self.past().is_some() {
+            count(protocol, result, self.started.elapsed());
+        }
+    }
+}
+
+/// The client's `auth` payload, but never its token or the name of its session.
+fn auth_without_secrets(auth: Option<&str>) -> serde_json::Value {
     let mut auth: serde_json::Value = auth.and_then(|auth| serde_json::from_str(auth).ok()).unwrap_or_default();
     if let Some(auth) = auth.as_object_mut() {
-        auth.remove("token");
+        for secret in ["token", "pid", "offset"] {
+            auth.remove(secret);
+        }
     }
     auth
+}
+
+fn unavailable(message: impl Into<String>) -> Refused {
+    let (close, refusal) = refused(Close::EngineUnavailable, message);
+    (close, Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..refusal })
 }
 
 fn connect_refused(undecided: Undecided) -> Refused {

@@ -10,6 +10,7 @@ use crate::client::{Client, ConnectionId};
 use crate::close::{Close, jitter};
 use crate::commit::{Commit, CommitId, Effect, TimerChange, TimerKey};
 use crate::decision::farewell::Farewell;
+use crate::engine::Health;
 use crate::gateway::{Gateway, LiveTenant};
 
 /// How long a departure that could not be committed rests before it is tried again, about.
@@ -68,11 +69,12 @@ impl Departure {
         let mut commit = Commit { timers, ..Commit::new(CommitId::random()) };
         match self.when {
             // Whoever took it out has seen to its session too.
-            When::Never => return,
+            When::Never => {}
             When::WithTheNode => drop(self.commit(&commit).await),
             When::After(grace) if self.tenant.leaving.enter(&self.connection) => {
-                self.commit(&commit).await;
-                let gone = Commit { effects: self.gone(), ..Commit::new(CommitId::random()) };
+                let told = self.commit(&commit).await;
+                let timers = if told { Vec::new() } else { commit.timers };
+                let gone = Commit { timers, effects: self.gone(), ..Commit::new(CommitId::random()) };
                 self.linger(gone, grace);
             }
             When::After(_) | When::Now => {
@@ -93,20 +95,23 @@ impl Departure {
         let tasks = self.gateway.tasks.clone();
         let draining = tasks.draining().clone();
         tasks.spawn(async move {
-            let mut rest = rest;
-            loop {
-                tokio::select! {
-                    () = tokio::time::sleep(rest) => {}
-                    // What is left then is taken out with the node.
-                    () = draining.cancelled() => break,
-                }
-                if self.commit(&commit).await {
-                    break;
-                }
-                rest = RETRY_REST + jitter(RETRY_REST);
-            }
+            // What is left when the node stops is taken out with it.
+            tokio::select! { () = self.commit_after(&commit, rest) => {}, () = draining.cancelled() => {} }
             self.tenant.leaving.exit(&self.connection);
         });
+    }
+
+    async fn commit_after(&self, commit: &Commit, mut rest: Duration) {
+        let mut health = self.gateway.engine.health(&self.tenant.tenant.id);
+        loop {
+            tokio::time::sleep(rest).await;
+            // Waiting here takes none of the places of what clients say; an engine that has ended refuses at once.
+            let _ = health.wait_for(|health| *health == Health::Up).await;
+            if self.commit(commit).await {
+                return;
+            }
+            rest = RETRY_REST + jitter(RETRY_REST);
+        }
     }
 
     /// Was it done?

@@ -18,7 +18,7 @@ use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 
 /// What a client is told to wait when the engine could not be asked, in milliseconds.
-const RETRY_AFTER_MS: u64 = 2_000;
+pub(super) const RETRY_AFTER_MS: u64 = 2_000;
 
 /// The events that the gateway answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

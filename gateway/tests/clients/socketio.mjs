@@ -6,8 +6,9 @@
 //   {"do":"emit","name":"asha","event":"visitor_list","args":[{}],"ack":true,"timeout_ms":3000,"tag":"t1"}
 //        does not wait → ack {name,event,tag,args,ack_ms}; `"ok":false` without args when none came
 //   {"do":"cut","name":"asha"}         closes the transport without a goodbye, as a lost network
+//   {"do":"kill","name":"asha"}        as `cut`, without waiting for the other side's goodbye
 //   {"do":"disconnect","name":"asha"}  leaves the namespace
-//   {"do":"reconnect","name":"asha","auth":{…}}   waits as `connect`; keeps pid and offset
+//   {"do":"reconnect","name":"asha","auth":{…},"url":"…"}   waits as `connect`; keeps pid and offset
 //
 // Also observed: event {name,event,args}, disconnect {name,reason}, upgrade {name,transport}.
 // `args` are as they came: with connection state recovery the last one is the offset.
@@ -70,9 +71,10 @@ function emit({ name, event, args = [], ack = false, timeout_ms: timeoutMs = ACK
   });
 }
 
-function reconnect({ name, auth, timeout_ms: timeoutMs }) {
+function reconnect({ name, auth, url, timeout_ms: timeoutMs }) {
   const socket = named(name);
   if (auth) socket.auth = auth;
+  if (url) socket.io.uri = url;
   return opened(socket, timeoutMs);
 }
 
@@ -81,5 +83,6 @@ await run({
   emit,
   reconnect,
   cut: ({ name }) => { named(name).io.engine.close(); },
+  kill: ({ name }) => { named(name).io.engine.transport.ws.terminate(); },
   disconnect: ({ name }) => { named(name).disconnect(); },
 }, () => sockets.forEach((socket) => socket.disconnect()));

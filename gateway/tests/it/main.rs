@@ -25,6 +25,7 @@ mod limits;
 mod outage;
 mod outcome;
 mod presence;
+mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;

@@ -234,3 +234,48 @@ fn handlers_are_told_of_those_that_went_with_their_node() {
     let went = ws.message("watch", json!({ "event": "went", "data": { "subject": "bob" } }));
     assert_eq!(went["data"]["reason"], "fenced");
 }
+
+#[test]
+fn whoever_resumes_elsewhere_takes_its_old_connection_out_without_having_moved() {
+    let redis = RedisServer::start();
+    let (one, two) = (node(&redis, tenant()), node(&redis, tenant()));
+    let mut ws = Clients::ws();
+    join(&mut ws, &one, "ann", "ann");
+    let welcome = ws.join_ws(&one, "bob", "one", &token("one", "bob", json!({})));
+    ws.request("bob", "join_room", json!({ "room": "r:1" }));
+    told(&mut ws, "ann", "presence:join", "bob");
+    ws.tell(json!({ "do": "cut", "name": "bob" }));
+    ws.closed("bob");
+    let query =
+        json!({ "session": welcome["session"], "pos": welcome["pos"], "token": token("one", "bob", json!({})) });
+    ws.tell(json!({ "do": "connect", "name": "back", "url": two.ws("one"), "query": query }));
+    let back = ws.message("back", json!({ "event": "connected" }));
+    assert_eq!(back["data"]["recovered"], true);
+    let present = ws.request("ann", "presence", json!({ "room": "r:1" }));
+    assert_eq!((&present["count"], &present["users"]), (&json!(2), &json!(["ann", "bob"])), "the old one is out");
+    std::thread::sleep(Duration::from_millis(GRACE_MS + 300));
+    never_told(&mut ws, "ann", "presence:leave", "bob");
+    never_told(&mut ws, "ann", "presence:join", "bob");
+    assert_eq!(users(&mut ws, "ann"), json!(["ann", "bob"]));
+}
+
+#[test]
+fn a_timer_whose_every_firing_was_cut_off_is_kept_among_the_dead() {
+    let redis = RedisServer::start();
+    let node = node(&redis, harm("harm", ""));
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    ws.request("bob", "set_timer", json!({ "name": "t", "after_ms": 60_000 }));
+    let key = |end: &str| redis::from_redis_value::<Vec<String>>(redis.command(&["KEYS", end])).unwrap().remove(0);
+    let (due, held) = (key("ps:*:_tz"), key("ps:*:_th"));
+    let timers: Vec<String> = redis::from_redis_value(redis.command(&["HGETALL", &held])).unwrap();
+    // As if the nodes that fired it had died of it, one after the other.
+    let mut parts: Vec<&str> = timers[1].split('\n').collect();
+    parts[1] = "5";
+    redis.command(&["HSET", &held, &timers[0], &parts.join("\n")]);
+    redis.command(&["ZADD", &due, "1", &timers[0]]);
+    eventually("it is given up", || node.metric("timers_dead_total", "harm") == 1.0);
+    ws.absent(json!({ "what": "message", "json": { "event": "fired" } }));
+    assert_eq!(redis.command(&["XLEN", &key("ps:*:_td")]), redis::Value::Int(1));
+    assert_eq!(redis.command(&["EXISTS", &held, &due]), redis::Value::Int(0));
+}

@@ -128,7 +128,7 @@ fn members_read_who_is_there_and_what_was_said() {
     assert_eq!((data(&older), &older["more"]), (vec![json!(0), json!(1), json!(2)], &json!(false)));
     assert_eq!(ws.request("eve", "history", json!({ "room": "not:joined" }))["error"]["code"], "forbidden");
     assert_eq!(ws.request("eve", "presence", json!({ "room": "not:joined" }))["error"]["code"], "forbidden");
-    ws.tell(json!({ "do": "cut", "name": "bob" }));
+    ws.tell(json!({ "do": "close", "name": "bob" }));
     ws.closed("bob");
     std::thread::sleep(std::time::Duration::from_millis(200));
     assert_eq!(ws.request("eve", "presence", json!({ "room": "r:1" }))["users"], json!(["eve"]));

@@ -36,7 +36,7 @@ pub(super) enum Job {
         bytes: Bytes,
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
-    Bury(BuryJob),
+    Bury(Box<BuryJob>),
     #[cfg(test)]
     Sweep {
         answer: oneshot::Sender<()>,

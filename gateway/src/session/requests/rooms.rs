@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, Session, argument, invalid};
-use crate::commit::{Commit, CommitId, Effect, Position, Who};
+use super::{Answer, RETRY_AFTER_MS, Session, argument, invalid};
+use crate::commit::{Commit, CommitId, Effect, Position, SessionRecord, Who};
 use crate::decision::{Decided, Input};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
@@ -203,7 +203,7 @@ impl Session {
         tenant: &Arc<LiveTenant>,
         index: usize,
         wanted: &[(Room, Option<Payload>)],
-        resumed: Option<&str>,
+        resumed: Option<&SessionRecord>,
     ) -> Result<Decided, Refusal> {
         let connection = &self.connections[index];
         let max = tenant.tenant.limits.rooms_per_connection;
@@ -217,15 +217,24 @@ impl Session {
             );
             return Err(Refusal::new("room_limit", text));
         }
-        let input = Input::Join {
-            who: &connection.client,
-            wanted,
-            resumed,
-            session: connection.record(tenant.tenant.limits.recovery_window_ms),
-        };
+        let session = connection.record(tenant.tenant.limits.recovery_window_ms);
+        let mut rooms = session.rooms.clone();
+        let input = Input::Join { who: &connection.client, wanted, resumed, session };
         let pipeline = tenant.pipeline.load_full();
         let decided = tenant.decisions.run(&pipeline, input).await.map_err(crate::decision::Undecided::into_refusal)?;
+        rooms.extend(decided.joined.iter().cloned());
+        if decided.memberships {
+            self.connections[index].has_recorded(&rooms);
+        }
         applied(&self.gateway, tenant, &decided).await;
+        // Acknowledged is only what is: after a loss the entry may never come.
+        let grants = self.connections[index].local.grants.lock();
+        if let Some((room, _)) = decided.joined.iter().find(|(room, _)| !grants.contains_key(room)) {
+            let text = format!("{room} was joined, but that was lost, or this node is late in applying it");
+            let refusal = Refusal::new("engine_unavailable", text);
+            return Err(Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..refusal });
+        }
+        drop(grants);
         Ok(decided)
     }
 
@@ -245,9 +254,11 @@ impl Session {
         let effects = rooms.iter().map(|room| Effect::Leave { who: who.clone(), room: room.clone() }).collect();
         let mut record = connection.record(tenant.tenant.limits.recovery_window_ms);
         record.rooms.retain(|room, _| !rooms.contains(room));
+        let left = record.rooms.clone();
         let commit = Commit { effects, session: Some(record), ..Commit::new(CommitId::random()) };
         let position =
             tenant.decisions.commit_directly(commit).await.map_err(crate::decision::Undecided::into_refusal)?;
+        self.connections[index].has_recorded(&left);
         let decided = Decided { position, reply: None, memberships: true, joined: Vec::new(), refused: Vec::new() };
         applied(&self.gateway, tenant, &decided).await;
         Ok(rooms)

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use postern::client::ConnectionId;
-use postern::commit::{Grant, PresenceChange, SessionRecord, Who};
+use postern::commit::{Grant, Position, PresenceChange, SessionRecord, Who};
 use postern::engine::{Member, NodeStat, Range, Registration};
 
 use super::*;
@@ -289,6 +289,7 @@ fn session(name: &str, rooms: &[&str], ttl_ms: Millis) -> SessionRecord {
             .map(|name| (room(name), Grant { publish: true, ..Grant::default() }))
             .collect::<BTreeMap<_, _>>(),
         ttl_ms,
+        heard: Some(Position { epoch: 7, seq: 3 }),
     }
 }
 

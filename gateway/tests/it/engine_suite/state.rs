@@ -120,6 +120,7 @@ pub(crate) async fn a_conflict_changes_nothing<F: Fixture>() {
         claims: "{}".into(),
         rooms: Default::default(),
         ttl_ms: 60_000,
+        heard: None,
     };
     let arrive = Effect::Arrive { id: "c1".into(), subject: "bob".into(), namespace: "/".into() };
     let commit = Commit {

@@ -1,20 +1,22 @@
-//! A real engine with a staged fault: reads take their time, or are not answered, or are not checked.
+//! A real engine with a staged fault: reads take their time, or are not answered, or are not checked, or memberships
+//! that were committed are lost.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use postern::client::ConnectionId;
 use postern::commit::{
-    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
 };
 use postern::engine::{
-    DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
-    Registration,
+    DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Feed, Follower, Health, KeyPage, Member, NodeStat,
+    Orphan, Outcome, Range, Registration,
 };
 use postern::room::Room;
 use postern::tenant::TenantId;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 type Answer<T> = Result<T, EngineError>;
 
@@ -24,21 +26,33 @@ pub(crate) struct StagedEngine {
     delay: Option<Duration>,
     /// Are commits checked against what they read?
     reads_checked: bool,
+    /// Do entries with an arrival or a join come as a loss?
+    loses: Arc<AtomicBool>,
 }
 
 impl StagedEngine {
     pub(crate) fn slow(inner: Arc<dyn Engine>, delay: Duration) -> Arc<StagedEngine> {
-        Arc::new(StagedEngine { inner, delay: Some(delay), reads_checked: true })
+        Arc::new(StagedEngine { inner, delay: Some(delay), reads_checked: true, loses: Arc::default() })
     }
 
     pub(crate) fn away(inner: Arc<dyn Engine>) -> Arc<StagedEngine> {
-        Arc::new(StagedEngine { inner, delay: None, reads_checked: true })
+        Arc::new(StagedEngine { inner, delay: None, reads_checked: true, loses: Arc::default() })
     }
 
     /// Commits as if nothing had been read.
     pub(crate) fn unchecked(inner: Arc<dyn Engine>) -> Arc<StagedEngine> {
-        Arc::new(StagedEngine { inner, delay: Some(Duration::ZERO), reads_checked: false })
+        Arc::new(StagedEngine { inner, delay: Some(Duration::ZERO), reads_checked: false, loses: Arc::default() })
     }
+
+    /// While the switch is on, loses arrivals and joins after it has acknowledged them, as a server does that is
+    /// replaced by one that lags behind.
+    pub(crate) fn losing(inner: Arc<dyn Engine>, loses: Arc<AtomicBool>) -> Arc<StagedEngine> {
+        Arc::new(StagedEngine { inner, delay: Some(Duration::ZERO), reads_checked: true, loses })
+    }
+}
+
+fn is_lost(entry: &Entry) -> bool {
+    entry.effects.iter().any(|effect| matches!(effect, Effect::Arrive { .. } | Effect::Join { .. }))
 }
 
 #[async_trait::async_trait]
@@ -57,7 +71,24 @@ impl Engine for StagedEngine {
         self.inner.publish_ephemeral(tenant, publication).await
     }
     async fn follow(&self, tenant: &TenantId) -> Answer<Follower> {
-        self.inner.follow(tenant).await
+        let Follower { position, feed: mut whole } = self.inner.follow(tenant).await?;
+        let (sender, feed) = mpsc::channel(FEED_ENTRIES_MAX);
+        let loses = self.loses.clone();
+        #[expect(clippy::disallowed_methods, reason = "it ends with the feed that it reads")]
+        tokio::task::spawn(async move {
+            while let Some(item) = whole.recv().await {
+                let item = match item {
+                    Feed::Entry(entry) if loses.load(Ordering::Acquire) && is_lost(&entry) => {
+                        Feed::Reset(entry.position)
+                    }
+                    item => item,
+                };
+                if sender.send(item).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Follower { position, feed })
     }
     async fn range(&self, tenant: &TenantId, after: Position, limit: usize) -> Answer<Range> {
         self.inner.range(tenant, after, limit).await

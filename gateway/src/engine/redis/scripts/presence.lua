@@ -38,10 +38,7 @@ local function registry(base, partition, view)
   -- A user comes into a room with the first connection and goes with the last. Within one commit, coming back
   -- after going is no change.
   local function turn(room, subject, joined)
-    if is_reserved(room) then
-      if room == 'user:' .. subject then show(joined and 'SADD' or 'SREM', (view or '') .. 'presence:online', subject) end
-      return
-    end
+    if is_reserved(room) then return show(joined and 'SADD' or 'SREM', (view or '') .. 'presence:online', subject) end
     if string.sub(room, 1, 1) ~= '/' then
       show(joined and 'SADD' or 'SREM', (view or '') .. 'room:' .. room .. ':users', subject)
     end
@@ -50,18 +47,24 @@ local function registry(base, partition, view)
     changed[key] = not changed[key] and {room, subject, joined and 1 or 0}
   end
 
+  -- Does anybody want to know whether a user is there? Of the gateway's own rooms only the view does, of one.
+  local function is_watched(room, subject)
+    if is_reserved(room) then return view and room == 'user:' .. subject end
+    return true
+  end
+
   local self = {}
 
   function self.enter(connection, subject, room)
     if call('ZADD', base .. 'r:' .. room, 0, subject .. '\0' .. connection) == 0 then return end
     call('SADD', base .. 'n:' .. connection, room)
-    if #of_user(room, subject, 2) == 1 then turn(room, subject, true) end
+    if is_watched(room, subject) and #of_user(room, subject, 2) == 1 then turn(room, subject, true) end
   end
 
   function self.exit(connection, subject, room)
     if call('ZREM', base .. 'r:' .. room, subject .. '\0' .. connection) == 0 then return end
     call('SREM', base .. 'n:' .. connection, room)
-    if #of_user(room, subject, 1) == 0 then turn(room, subject, false) end
+    if is_watched(room, subject) and #of_user(room, subject, 1) == 0 then turn(room, subject, false) end
   end
 
   -- What a connection is, if it is there.

@@ -155,6 +155,7 @@ fn obey(order: Order, sender: Option<&Client>) -> Result<(), Failure> {
             Some(who) => Ok(rooms::join(&orders::connection_room(&who.namespace, &who.connection), &room, FULL)?),
             None => Err(Failure::Fatal("nobody sent this".into())),
         },
+        Order::Whisper { room } => Ok(rooms::publish_ephemeral(&room, "whispered", &payload(&json!(1)), None)?),
         Order::Kick { room } => Ok(rooms::disconnect(&room, &refusal("kicked", "as ordered"))?),
     }
 }

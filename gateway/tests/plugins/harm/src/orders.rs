@@ -30,6 +30,7 @@ pub enum Order {
     Read { key: String },
     JoinMe { room: String },
     Kick { room: String },
+    Whisper { room: String },
 }
 
 impl Order {
@@ -71,6 +72,7 @@ impl Order {
             "read" => Order::Read { key: text("key")? },
             "join_me" => Order::JoinMe { room: text("room")? },
             "kick" => Order::Kick { room: text("room")? },
+            "whisper" => Order::Whisper { room: text("room")? },
             other => return Err(format!("no order {other:?}")),
         })
     }
