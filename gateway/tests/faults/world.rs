@@ -139,4 +139,5 @@ fn tenants(dir: &Path) -> PathBuf {
 }
 
 /// Settings of the tenants beside plugins and limits.
-const TENANT_SETTINGS: [&str; 2] = ["presence_events = [\"r\"]", "presence_grace_ms = 3000"];
+const TENANT_SETTINGS: [&str; 3] =
+    ["presence_events = [\"r\"]", "presence_grace_ms = 3000", "socketio_recovery = true"];
