@@ -95,7 +95,8 @@ pub struct SettingsArgs {
     /// The port to listen on; 0: any that is free [env: PORT] [default: 3000].
     #[arg(long, value_name = "N")]
     pub port: Option<String>,
-    /// Work on this Redis instead of the embedded engine [env: REDIS_URL, which keeps a password out of `ps`].
+    /// Work on this Redis instead of the embedded engine: redis://HOST, redis+sentinel://HOST,…/SERVICE or
+    /// redis+cluster://HOST,…; rediss for TLS [env: REDIS_URL, which keeps a password out of `ps`].
     #[arg(long, value_name = "URL")]
     pub redis_url: Option<String>,
     /// Origins that browsers may connect from, separated by commas; `*`: all [env: CORS_ORIGIN].

@@ -12,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::engine::mistake_in_redis_url;
 use crate::tenant::{Tenant, TenantId};
 
 mod auth;
@@ -38,8 +39,12 @@ pub struct Config {
     /// What the component paths in tenant files are relative to: `plugins_dir`; `None`: each
     /// tenant file's own directory.
     pub plugins_dir: Option<PathBuf>,
-    /// The Redis to work on: `redis_url`, `REDIS_URL`; `None`: the embedded engine.
+    /// The Redis to work on: `redis_url`, `REDIS_URL`; `None`: the embedded engine. The forms are in the text of
+    /// [`connect`](crate::engine::redis::connect).
     pub redis_url: Option<RedisUrl>,
+    /// Certificates (PEM) of the authorities that may have signed the certificates of a `rediss` server:
+    /// `redis_ca_file`, `REDIS_CA_FILE`; `None`: those that the system trusts.
+    pub redis_ca_file: Option<PathBuf>,
     /// Origins from which browsers may open a socket or call HTTP, unless a tenant names its own:
     /// `origins`, or `CORS_ORIGIN` separated by commas. Empty: the gateway's own only; `*`: all.
     pub origins: Vec<String>,
@@ -269,6 +274,7 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
         redis_url: layers
             .get("redis_url", "REDIS_URL", "redis-url")
             .and_then(|given| redis_url(given.secret(), report)),
+        redis_ca_file: path_setting(&mut layers, ["redis_ca_file", "REDIS_CA_FILE", ""], base, report),
         origins: own_origins(&mut layers, report),
         max_connections: layers
             .get("max_connections", "MAX_CONNECTIONS", "max-connections")
@@ -338,12 +344,11 @@ fn millis(
 
 fn redis_url(given: Given<'_>, report: &mut Report) -> Option<RedisUrl> {
     let url = given.string(report)?;
-    let known =
-        ["redis://", "rediss://"].iter().any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()));
-    if !known {
-        given.wrong("must be a URL that begins with redis:// or rediss://", report);
+    if let Some(why) = mistake_in_redis_url(&url) {
+        report.mistake(given.at.clone(), format!("must be a URL of Redis (not shown): {why}"));
+        return None;
     }
-    known.then_some(RedisUrl(url))
+    Some(RedisUrl(url))
 }
 
 fn durability(given: &Given<'_>, report: &mut Report) -> Option<Durability> {

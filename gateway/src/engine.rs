@@ -48,6 +48,7 @@ use crate::tenant::TenantId;
 pub mod embedded;
 mod log;
 pub mod redis;
+pub(crate) use redis::mistake_in_url as mistake_in_redis_url;
 
 /// How long a commit id is remembered at least, in milliseconds.
 pub const COMMIT_ID_KEPT_MS: Millis = 60_000;

@@ -60,11 +60,13 @@ pub async fn open_engine(config: &Config) -> Result<Arc<dyn Engine>, StartError>
                 lease: config.node_lease,
                 presence_view: config.presence_view,
                 default_tenant: config.default_tenant.clone(),
+                ca_file: config.redis_ca_file.clone(),
                 ..redis::Options::default()
             };
             let engine =
                 redis::connect(url.as_str(), options).await.map_err(|error| StartError::Engine(error.to_string()))?;
-            tracing::info!("Redis mode: state and events are shared with all nodes on this Redis");
+            let servers = engine.description();
+            tracing::info!(servers, "Redis mode: state and events are shared with all nodes on this Redis");
             Ok(engine)
         }
         None => {

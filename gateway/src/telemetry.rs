@@ -44,6 +44,7 @@ fn describe() {
     );
     describe_histogram!("resume_seconds", "From a client's coming back to the answer, what it missed included");
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
+    describe_redis();
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");
     describe_gauge!("backlog_inputs", "Inputs that wait for the engine to come back");
@@ -64,6 +65,29 @@ fn describe() {
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
+}
+
+/// What the Redis engine tells of its connections.
+fn describe_redis() {
+    describe_gauge!("engine_up", "1 while commands can be sent to a Redis master, by master");
+    describe_counter!("engine_generation_changes_total", "Times that a Redis master had another history than before");
+    describe_histogram!("engine_command_seconds", "Time of a script at Redis, by script");
+    describe_counter!("engine_command_errors_total", "Errors of Redis and of connections to it, by kind");
+    describe_histogram!(
+        "pubsub_lag_seconds",
+        "From the commit of an entry, by Redis's clock, to its arrival on the shard channel; Redis's clock is compared \
+         with this node's every second, which is right to half a round trip, and entries are stamped to the millisecond"
+    );
+    describe_histogram!("pubsub_probe_seconds", "Round trip of a probe that was published on a quiet connection");
+    describe_counter!("pubsub_probe_timeouts_total", "Probes that were published and did not arrive");
+    describe_counter!("pubsub_reconnects_total", "Replaced connections for shard channels, by reason");
+    describe_gauge!("pubsub_subscriptions", "Shard channels that are listened to, by master");
+    describe_histogram!("resubscribe_seconds", "Time to subscribe to all channels on a new connection");
+    describe_counter!("log_gaps_total", "Times that entries had to be read from the log to follow it, by cause");
+    describe_histogram!("catch_up_seconds", "Time of reading a log up to its top");
+    describe_counter!("catch_up_entries_total", "Entries that were read from logs to catch up");
+    describe_gauge!("log_memory_bytes", "What this node keeps of the logs that it follows, about");
+    describe_counter!("range_total", "Stretches of a log that were asked for, by where they came from (memory or log)");
 }
 
 /// Starts logging to standard error. A second call changes nothing.

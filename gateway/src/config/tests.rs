@@ -136,12 +136,14 @@ fn all_mistakes_of_all_files_are_reported_at_once_with_their_places() {
     files.put("tenants/syntax.toml", "name = \n[auth\n");
     files.put("postern.toml", "prot = 1\n\nping_interval_ms = 1\ndefault_tenant = \"A\"\ndurability = \"maybe\"");
     let config = files.path("postern.toml").display().to_string();
-    let env = [("PORT", "http"), ("REDIS_URL", "http://user:password@r"), ("CORS_ORIGIN", "https://a/,x")];
+    let env = [("PORT", "http"), ("REDIS_URL", "http://user:hunter2@r"), ("CORS_ORIGIN", "https://a/,x")];
     let mistakes = files.load(&[("config", &config), ("log", "=,=")], &env).unwrap_err();
     let text = mistakes.join("\n");
     for expected in [
         "environment: PORT: must be an integer from 0 to 65535, not \"http\"",
-        "environment: REDIS_URL: must be a URL that begins with redis:// or rediss://, not this (not shown)",
+        "environment: REDIS_URL: must be a URL of Redis (not shown): it must be redis://[user:password@]host[:port][/database], \
+             redis+sentinel://[user:password@]host[:port],…/service[/database], \
+             redis+cluster://[user:password@]host[:port],…, or rediss instead of redis for TLS",
         "environment: CORS_ORIGIN: must be `*` or an origin",
         "command line: --log: must be a log filter",
         "postern.toml:1: prot: there is no setting `prot` here; there are data_dir, ",
@@ -158,7 +160,7 @@ fn all_mistakes_of_all_files_are_reported_at_once_with_their_places() {
     ] {
         assert!(text.contains(expected), "{expected}\nis not in\n{text}");
     }
-    assert!(!text.contains("password"));
+    assert!(!text.contains("hunter2"));
 }
 
 #[test]

@@ -33,8 +33,17 @@ pub(super) struct Log {
 
 impl Log {
     pub(super) fn new(epoch: u64, limits: Limits) -> Log {
-        let top = Position { epoch, seq: 0 };
+        Log::after(Position { epoch, seq: 0 }, limits)
+    }
+
+    /// A stretch that begins behind a position.
+    pub(super) fn after(top: Position, limits: Limits) -> Log {
         Log { limits, top, entries: VecDeque::new(), bytes: 0, rooms: HashMap::new() }
+    }
+
+    /// About what the entries take in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The place of the latest entry; before the first one, `seq` is 0.
@@ -49,13 +58,17 @@ impl Log {
 
     /// Appends an entry and trims what is too much then; never the new entry itself.
     pub(super) fn push(&mut self, at: Millis, effects: Vec<Effect>, presence: Vec<PresenceChange>) {
-        self.top = self.top.next();
-        for room in published_rooms(&effects) {
+        self.append(Arc::new(Entry { position: self.top.next(), at, effects, presence }));
+    }
+
+    /// As [`push`](Log::push), for the entry whose position is the next one.
+    pub(super) fn append(&mut self, entry: Arc<Entry>) {
+        self.top = entry.position;
+        for room in published_rooms(&entry.effects) {
             self.rooms.entry_ref(room).or_default().push_back(self.top.seq);
         }
-        let entry = Entry { position: self.top, at, effects, presence };
         self.bytes += bytes_of(&entry);
-        self.entries.push_back(Arc::new(entry));
+        self.entries.push_back(entry);
         while self.entries.len() > 1
             && (self.entries.len() > self.limits.entries_max || self.bytes > self.limits.bytes_max)
         {

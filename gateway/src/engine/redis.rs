@@ -2,21 +2,29 @@
 //!
 //! Redis's single thread is what makes a commit atomic and the log one order for all nodes; its
 //! `master_replid` says when the data may be from another history, so that a new epoch begins. All
-//! connections are supervised here (`link`, `subscriptions`); a message on the channel that does not follow the
-//! one before is answered by reading the log (`follow`).
+//! connections are supervised here (`link`, `subscriptions`), a pair for each master that there is (`router`); a
+//! message on the channel that does not follow the one before is answered by reading the log (`follow`).
 
 mod backoff;
+mod cluster;
+mod dial;
 mod follow;
 mod frame;
 mod keys;
 mod link;
+mod memory;
 mod nodes;
+mod probe;
 mod registry;
+mod router;
 mod script;
+mod sentinel;
 mod subscriptions;
 mod timers;
+pub(crate) mod url;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,13 +34,16 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use tracing::info;
 
+use self::dial::Dialer;
 use self::follow::{Log, Pump, unexpected};
 use self::keys::TenantKeys;
-use self::link::{Commands, Dialer};
+use self::memory::Memory;
 use self::nodes::{Nodes, Rhythm};
 use self::registry::Cleared;
-use self::subscriptions::Subscriptions;
+use self::router::{Route, Router};
+use self::url::{Kind, Target};
 use super::{
     COMMIT_ID_KEPT_MS, DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member,
     NodeStat, Orphan, Outcome, Range, Registration, TIMER_LEASE_MS,
@@ -40,7 +51,7 @@ use super::{
 use crate::client::ConnectionId;
 use crate::commit::{
     Commit, CommitId, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey,
-    Version, Versioned,
+    Version, Versioned, now_ms,
 };
 use crate::room::Room;
 use crate::tenant::TenantId;
@@ -63,6 +74,9 @@ pub struct Options {
     pub log_age_max: Duration,
     /// How long a claimed timer stays with whoever claimed it, in milliseconds.
     pub timer_lease_ms: Millis,
+    /// Certificates (PEM) of the authorities that may have signed the servers', for `rediss`; `None`: those that the
+    /// system trusts.
+    pub ca_file: Option<PathBuf>,
     /// How often timers are looked for in the partitions of other nodes too; from none to minutes.
     pub timer_sweep_every: Duration,
     /// How often the node tells the others that it lives.
@@ -83,6 +97,7 @@ impl Default for Options {
             log_entries_max: 20_000,
             log_age_max: Duration::from_secs(150),
             timer_lease_ms: TIMER_LEASE_MS,
+            ca_file: None,
             timer_sweep_every: Duration::from_secs(5),
             beat: Duration::from_secs(3),
             lease: Duration::from_secs(12),
@@ -94,8 +109,9 @@ impl Default for Options {
 
 /// The engine on a Redis server. Its tasks end when it is dropped.
 pub struct RedisEngine {
-    commands: Commands,
-    subscriptions: Subscriptions,
+    router: Arc<Router>,
+    memory: Arc<Memory>,
+    target: Arc<Target>,
     nodes: Arc<Nodes>,
     cleared: Cleared,
     sweeps: timers::Sweeps,
@@ -111,29 +127,62 @@ impl fmt::Debug for RedisEngine {
     }
 }
 
-/// Connects to `redis://[user:password@]host[:port][/db]`, Redis or Valkey 7 or newer, and comes back when commands can
-/// be sent. From then on the engine reconnects by itself, without end.
+/// What is wrong with a URL, without repeating any of it; `None`: [`connect`] understands it.
+pub(crate) fn mistake_in_url(url: &str) -> Option<String> {
+    Target::parse(url).err()
+}
+
+/// Connects to Redis or Valkey 7 or newer and comes back when commands can be sent. From then on the engine reconnects
+/// by itself, without end. The forms of the URL are
+///
+/// * `redis://[user:password@]host[:port][/database]`: one server;
+/// * `redis+sentinel://[user:password@]host[:port],…/service[/database]`: the master that the Sentinels name, now and
+///   after each fail-over. User and password are the master's; the Sentinels get them only when they refuse without;
+/// * `redis+cluster://[user:password@]host[:port],…`: the masters of a cluster, found through any of the servers.
+///
+/// and each with `rediss` instead of `redis` for TLS. What is not a letter or digit of a password is
+/// percent-encoded.
 ///
 /// # Errors
 /// [`EngineError::Unavailable`] when the URL is not usable, or when there is no such server after
 /// five seconds; the text says why.
 pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, EngineError> {
-    let dialer = Dialer::new(url)?;
+    // Before the first handle to a metric is made, or it counts for nobody.
+    _ = crate::telemetry::metrics();
+    let dialer = Dialer::new(url, options.ca_file.as_deref())?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let (commands, supervisor) = Commands::supervised(dialer.clone(), stop.clone());
-    tasks.spawn(supervisor);
-    let (subscriptions, supervisor) = Subscriptions::supervised(dialer, stop.clone());
-    tasks.spawn(supervisor);
+    let router = Router::new(tasks.clone(), stop.clone());
     let _stop_when_dropped = stop.clone().drop_guard();
+    let mut options = options;
+    match dialer.target.kind {
+        Kind::Standalone | Kind::Sentinel(_) => router.install_only(&dialer),
+        Kind::Cluster => {
+            if std::mem::take(&mut options.presence_view) {
+                info!("the documented keys of who is online are not kept in a cluster (setting presence_view)");
+            }
+            let follow = cluster::follow(router.clone(), dialer.clone());
+            let stop = stop.clone();
+            tasks.spawn(async move { stop.run_until_cancelled(follow).await });
+        }
+    }
     let rhythm = Rhythm { beat: options.beat, lease: options.lease };
-    let nodes = Arc::new(Nodes::new(commands.clone(), rhythm));
+    let nodes = Arc::new(Nodes::new(router.clone(), rhythm));
     let (beating, stopped) = (nodes.clone().run(), stop.clone());
     tasks.spawn(async move { stopped.run_until_cancelled(beating).await });
-    let (cleared, sweeps) = (Cleared::default(), timers::Sweeps::new(options.timer_sweep_every));
-    let engine =
-        RedisEngine { commands, subscriptions, nodes, cleared, sweeps, options, tasks, stop, _stop_when_dropped };
-    engine.commands.link_within(FIRST_CONNECTION_MAX).await?;
+    let engine = RedisEngine {
+        memory: Memory::new(options.log_entries_max, age_ms(&options)),
+        target: dialer.target.clone(),
+        cleared: Cleared::default(),
+        sweeps: timers::Sweeps::new(options.timer_sweep_every),
+        router,
+        nodes,
+        options,
+        tasks,
+        stop,
+        _stop_when_dropped,
+    };
+    engine.router.ready(FIRST_CONNECTION_MAX).await?;
     Ok(Arc::new(engine))
 }
 
@@ -146,6 +195,11 @@ pub fn decode_log_frame(position: Position, frame: &[u8]) -> Result<Entry, Engin
     frame::decode_entry(position, frame)
 }
 
+/// How old entries may be, in milliseconds; at least 1.
+fn age_ms(options: &Options) -> Millis {
+    Millis::try_from(options.log_age_max.as_millis()).unwrap_or(Millis::MAX).max(1)
+}
+
 impl RedisEngine {
     /// Ends all feeds and connections and waits until that is done. Calls after it answer
     /// [`EngineError::Unavailable`].
@@ -155,8 +209,19 @@ impl RedisEngine {
         self.tasks.wait().await;
     }
 
+    /// For the log line at the start: what kind of Redis, which servers, how many partitions.
+    pub fn description(&self) -> String {
+        format!("{:?}, {} partitions", self.target, keys::PARTITIONS)
+    }
+
     fn log(&self, tenant: &TenantId) -> Log {
-        Log { commands: self.commands.clone(), keys: TenantKeys::of(tenant) }
+        Log { route: self.router.to_tenant(tenant), keys: TenantKeys::of(tenant) }
+    }
+
+    /// The time by the clock of the server that holds a tenant; about.
+    fn now_of(&self, route: &Route) -> Millis {
+        let ahead_ms = route.master().map_or(0, |master| master.commands.ahead_ms());
+        now_ms().saturating_add_signed(ahead_ms)
     }
 
     /// What the names of a tenant's documented keys start with, if they are kept.
@@ -172,60 +237,65 @@ impl RedisEngine {
         let (incarnation, view) = (self.nodes.incarnation(), self.view(tenant));
         let standing = frame::Standing { incarnation: &incarnation, view: view.as_deref(), present };
         let changes = frame::encode_changes(tenant, commit, standing)?;
-        let age_ms = self.options.log_age_max.as_millis().max(1);
+        let age_ms = age_ms(&self.options);
         let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.options.log_entries_max.max(1).to_string());
         let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
-        let seen = self.commands.epoch_seen().to_string();
-        let link = self.commands.link().await?;
-        let mut arguments: Vec<&[u8]> = vec![
-            keys.base().as_bytes(),
-            partition.as_bytes(),
-            channel.as_bytes(),
-            link.generation.as_bytes(),
-            &effects,
-            &changes.packed,
-            id_kept.as_bytes(),
-            entries.as_bytes(),
-            age.as_bytes(),
-            step.as_bytes(),
-            seen.as_bytes(),
-        ];
-        arguments.extend(changes.values.iter().map(|value| &**value));
+        let route = self.router.to_tenant(tenant);
+        let seen = route.epoch_seen().to_string();
         let names = [&*keys.log(), &*keys.meta(), &*keys.commit_id(&commit.id)];
-        let answer = script::COMMIT.run(&mut link.connection(), &names, &arguments).await;
-        let applied = outcome(answer.map_err(|e| link.write_error(&e))?).inspect_err(|error| {
+        let mut tries = route.tries();
+        let answer = loop {
+            let link = tries.link().await?;
+            let mut arguments: Vec<&[u8]> = vec![
+                keys.base().as_bytes(),
+                partition.as_bytes(),
+                channel.as_bytes(),
+                link.generation.as_bytes(),
+                &effects,
+                &changes.packed,
+                id_kept.as_bytes(),
+                entries.as_bytes(),
+                age.as_bytes(),
+                step.as_bytes(),
+                seen.as_bytes(),
+            ];
+            arguments.extend(changes.values.iter().map(|value| &**value));
+            match script::COMMIT.run(&mut link.connection(), &names, &arguments).await {
+                Ok(answer) => break answer,
+                Err(error) => tries.again(&link, &error).await?,
+            }
+        };
+        let applied = outcome(answer).inspect_err(|error| {
             if matches!(error, EngineError::Unavailable(_)) {
                 self.nodes.lost(&incarnation);
             }
         })?;
         if let Applied::Judged(Outcome::Committed(position)) = &applied {
-            self.commands.saw(*position);
+            route.saw(*position);
+            self.memory.told(tenant, *position);
         }
         Ok(applied)
     }
 
-    /// One command that may be done twice: when the connection breaks, it is tried on the next.
-    async fn ask<T: ::redis::FromRedisValue>(&self, command: &::redis::Cmd) -> Result<T, EngineError> {
-        let link = self.commands.link().await?;
-        match command.query_async(&mut link.connection()).await {
-            Err(error) if error.is_connection_dropped() => {
-                link.give_up();
-                let link = self.commands.link().await?;
-                command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))
-            }
-            answer => answer.map_err(|e| link.read_error(&e)),
-        }
+    /// One command on a tenant's server that may be done twice.
+    async fn ask<T: ::redis::FromRedisValue>(
+        &self,
+        tenant: &TenantId,
+        command: &::redis::Cmd,
+    ) -> Result<T, EngineError> {
+        self.router.to_tenant(tenant).ask(command).await
     }
 
     /// One stretch of the index of keys: how many it had, its last key, those that live.
     async fn stretch(
         &self,
+        tenant: &TenantId,
         keys: &TenantKeys,
         from: &str,
         to: &[u8],
         count: usize,
     ) -> Result<(usize, String, Vec<StateKey>), EngineError> {
-        let link = self.commands.link().await?;
+        let link = self.router.to_tenant(tenant).link().await?;
         let count = count.to_string();
         let arguments = [keys.base().as_bytes(), from.as_bytes(), to, count.as_bytes()];
         let answer = script::LIST_KEYS.run(&mut link.connection(), &[&keys.index()], &arguments).await;
@@ -258,22 +328,29 @@ impl Engine for RedisEngine {
         let message = frame::encode_ephemeral(&publication)?;
         let mut command = ::redis::cmd("SPUBLISH");
         command.arg(TenantKeys::of(tenant).channel()).arg(message);
-        self.ask(&command).await
+        self.ask(tenant, &command).await
     }
 
     async fn follow(&self, tenant: &TenantId) -> Result<Follower, EngineError> {
         // Listen first, read second: what is committed between the two is heard and known.
         let log = self.log(tenant);
-        let (listener, messages) = self.subscriptions.listen(log.keys.channel()).await?;
+        let changes = log.route.changes();
+        let master = log.route.master()?;
+        let (listener, messages) = master.subscriptions.listen(log.keys.channel()).await?;
         let position = log.top().await?;
         let (sender, feed) = mpsc::channel(FEED_ENTRIES_MAX);
-        let pump = Pump { log, listener, messages, feed: sender, at: position };
+        let share = self.memory.share(tenant, position);
+        let pump = Pump { log, master, changes, listener, messages, feed: sender, share, at: position };
         self.tasks.spawn(pump.run(self.stop.clone()));
         Ok(Follower { position, feed })
     }
 
     async fn range(&self, tenant: &TenantId, after: Position, limit: usize) -> Result<Range, EngineError> {
-        self.log(tenant).range(after, limit).await
+        let log = self.log(tenant);
+        match self.memory.range(tenant, after, limit, self.now_of(&log.route)) {
+            Some(range) => Ok(range),
+            None => log.range(after, limit).await,
+        }
     }
 
     async fn history(
@@ -283,7 +360,11 @@ impl Engine for RedisEngine {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Vec<Arc<Entry>>, EngineError> {
-        self.log(tenant).history(room, before, limit).await
+        let log = self.log(tenant);
+        match self.memory.history(tenant, room, before, limit, self.now_of(&log.route)) {
+            Some(entries) => Ok(entries),
+            None => log.history(room, before, limit).await,
+        }
     }
 
     async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Result<Vec<Option<Versioned>>, EngineError> {
@@ -295,7 +376,7 @@ impl Engine for RedisEngine {
         for key in keys {
             command.arg(names.value(key));
         }
-        let values: Vec<Value> = self.ask(&command).await?;
+        let values: Vec<Value> = self.ask(tenant, &command).await?;
         values.into_iter().map(versioned).collect()
     }
 
@@ -317,7 +398,7 @@ impl Engine for RedisEngine {
         let mut page = KeyPage::default();
         loop {
             let wanted = limit + 1 - page.keys.len();
-            let (had, last, live) = self.stretch(&names, &from, &to, wanted).await?;
+            let (had, last, live) = self.stretch(tenant, &names, &from, &to, wanted).await?;
             page.keys.extend(live);
             if page.keys.len() > limit {
                 page.keys.truncate(limit);
@@ -333,23 +414,23 @@ impl Engine for RedisEngine {
 
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
         let own = self.nodes.partitions();
-        timers::claim(&self.commands, &self.sweeps.due(own), self.options.timer_lease_ms, limit).await
+        timers::claim(&self.router, &self.sweeps.due(own), self.options.timer_lease_ms, limit).await
     }
 
     async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
-        timers::release(&self.commands, timer, after_ms, true).await
+        timers::release(&self.router, timer, after_ms, true).await
     }
 
     async fn postpone_timer(&self, timer: &DueTimer, after_ms: Millis) -> Result<(), EngineError> {
-        timers::release(&self.commands, timer, after_ms, false).await
+        timers::release(&self.router, timer, after_ms, false).await
     }
 
     async fn bury_timer(&self, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
-        timers::bury(&self.commands, timer, why).await
+        timers::bury(&self.router, timer, why).await
     }
 
     async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError> {
-        timers::dead(&self.commands, tenant, limit).await
+        timers::dead(&self.router, tenant, limit).await
     }
 
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError> {
@@ -357,14 +438,14 @@ impl Engine for RedisEngine {
             return Ok(None);
         }
         let record: Option<Vec<u8>> =
-            self.ask(::redis::cmd("GET").arg(TenantKeys::of(tenant).session(session))).await?;
+            self.ask(tenant, ::redis::cmd("GET").arg(TenantKeys::of(tenant).session(session))).await?;
         record.as_deref().map(frame::decode_session).transpose()
     }
 
     async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Result<Vec<Member>, EngineError> {
         let keys = TenantKeys::of(tenant);
         if let Some(id) = room.as_connection() {
-            let member = self.connection(&keys, room, id).await?;
+            let member = self.connection(tenant, room, id).await?;
             return Ok(member.into_iter().take(limit).collect());
         }
         if limit == 0 {
@@ -372,16 +453,16 @@ impl Engine for RedisEngine {
         }
         let mut command = ::redis::cmd("ZRANGE");
         command.arg(keys.room(room)).arg(0).arg(limit - 1);
-        let members: Vec<String> = self.ask(&command).await?;
+        let members: Vec<String> = self.ask(tenant, &command).await?;
         members.iter().map(|member| parse_member(member)).collect()
     }
 
     async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError> {
         let keys = TenantKeys::of(tenant);
         if let Some(id) = room.as_connection() {
-            return Ok(self.connection(&keys, room, id).await?.into_iter().count());
+            return Ok(self.connection(tenant, room, id).await?.into_iter().count());
         }
-        self.ask(::redis::cmd("ZCARD").arg(keys.room(room))).await
+        self.ask(tenant, ::redis::cmd("ZCARD").arg(keys.room(room))).await
     }
 
     async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError> {
@@ -423,7 +504,7 @@ impl Engine for RedisEngine {
 
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {
         let key = keys::artifact(digest).ok_or_else(|| no_digest(digest))?;
-        let link = self.commands.link().await?;
+        let link = self.router.to_key(&key).link().await?;
         let mut command = ::redis::cmd("SET");
         command.arg(key).arg(&*bytes).arg("NX");
         command.exec_async(&mut link.bulk_connection()).await.map_err(|e| link.write_error(&e))
@@ -431,25 +512,37 @@ impl Engine for RedisEngine {
 
     async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError> {
         let Some(key) = keys::artifact(digest) else { return Ok(None) };
-        let link = self.commands.link().await?;
+        let link = self.router.to_key(&key).link().await?;
         let answer: Result<Option<Vec<u8>>, _> =
             ::redis::cmd("GET").arg(key).query_async(&mut link.bulk_connection()).await;
         Ok(answer.map_err(|e| link.read_error(&e))?.map(Bytes::from))
     }
 
     async fn ping(&self) -> Result<(), EngineError> {
-        self.ask(&::redis::cmd("PING")).await
+        // Where one master answers, its tenants are served.
+        let mut last = EngineError::Unavailable("no master is known".into());
+        for master in self.router.masters() {
+            match master.commands.link().await {
+                Ok(link) => match ::redis::cmd("PING").exec_async(&mut link.connection()).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => last = link.read_error(&error),
+                },
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
-    fn health(&self, _tenant: &TenantId) -> watch::Receiver<Health> {
-        self.commands.health()
+    fn health(&self, tenant: &TenantId) -> watch::Receiver<Health> {
+        self.router.health(tenant)
     }
 }
 
 impl RedisEngine {
     /// The one member of a connection's own room.
-    async fn connection(&self, keys: &TenantKeys, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
-        let who: Option<String> = self.ask(::redis::cmd("HGET").arg(keys.connections()).arg(id)).await?;
+    async fn connection(&self, tenant: &TenantId, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        let who: Option<String> = self.ask(tenant, ::redis::cmd("HGET").arg(keys.connections()).arg(id)).await?;
         let Some([namespace, subject, _]) = who.as_deref().and_then(registry::read_connection) else { return Ok(None) };
         let member = Member { subject: subject.into(), connection: ConnectionId::from(id) };
         Ok((namespace == room.namespace()).then_some(member))

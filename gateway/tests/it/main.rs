@@ -9,8 +9,11 @@ mod embedded;
 mod engine_suite;
 mod plugin_build;
 mod plugin_host;
+mod redis_cluster;
 mod redis_engine;
 mod redis_nodes;
+mod redis_sentinel;
+mod redis_tls;
 
 // The whole, as its users meet it.
 mod approvals;

@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use postern::commit::{Commit, CommitId, Millis, Position, Publication, StateKey, TimerChange, TimerKey, Write};
 use postern::engine::redis::{Options, RedisEngine, connect};
-use postern::engine::{Engine, EngineError, Feed, Follower, Outcome, Range};
+use postern::engine::{Engine, EngineError, Feed, Follower, Health, Outcome, Range};
 use postern::event::Payload;
 use postern::room::Room;
 use postern::tenant::TenantId;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::engine_suite::{Fixture, engine_suite};
+use crate::support::proxy::Proxy;
 use crate::support::redis_server::RedisServer;
 
 engine_suite!(suite, super::OneServer);
@@ -69,16 +70,16 @@ impl Fixture for OneServer {
     }
 }
 
-fn acme() -> TenantId {
+pub(crate) fn acme() -> TenantId {
     TenantId::parse("acme").unwrap()
 }
 
-fn counter() -> StateKey {
+pub(crate) fn counter() -> StateKey {
     StateKey::of("visits", "count")
 }
 
 /// A publication that also counts.
-fn say(text: &str) -> Commit {
+pub(crate) fn say(text: &str) -> Commit {
     let publication = Publication {
         room: Room::parse("flat:a1").unwrap(),
         event: "said".into(),
@@ -88,7 +89,7 @@ fn say(text: &str) -> Commit {
     Commit { writes: vec![(counter(), Write::Add(1))], ..Commit::publish(publication) }
 }
 
-async fn apply(engine: &RedisEngine, commit: Commit) -> Position {
+pub(crate) async fn apply(engine: &RedisEngine, commit: Commit) -> Position {
     match engine.commit(&acme(), Arc::new(commit)).await.unwrap() {
         Outcome::Committed(position) => position,
         other => panic!("not committed: {other:?}"),
@@ -96,7 +97,7 @@ async fn apply(engine: &RedisEngine, commit: Commit) -> Position {
 }
 
 /// Sends a commit as a gateway does: again, while nobody knows what became of it or nobody is there.
-async fn apply_whatever_happens(engine: &RedisEngine, commit: Commit) -> (Position, usize) {
+pub(crate) async fn apply_whatever_happens(engine: &RedisEngine, commit: Commit) -> (Position, usize) {
     let commit = Arc::new(commit);
     for attempt in 1..200 {
         match engine.commit(&acme(), commit.clone()).await {
@@ -108,23 +109,23 @@ async fn apply_whatever_happens(engine: &RedisEngine, commit: Commit) -> (Positi
     panic!("Redis never came back");
 }
 
-async fn count(engine: &RedisEngine) -> String {
+pub(crate) async fn count(engine: &RedisEngine) -> String {
     let read = engine.read(&acme(), &[counter()]).await.unwrap().remove(0).unwrap();
     String::from_utf8(read.value.to_vec()).unwrap()
 }
 
-async fn next(follower: &mut Follower) -> Feed {
+pub(crate) async fn next(follower: &mut Follower) -> Feed {
     timeout(Duration::from_secs(10), follower.feed.recv()).await.expect("nothing came").expect("the feed ended")
 }
 
-async fn next_position(follower: &mut Follower) -> Position {
+pub(crate) async fn next_position(follower: &mut Follower) -> Position {
     match next(follower).await {
         Feed::Entry(entry) => entry.position,
         other => panic!("no entry but {other:?}"),
     }
 }
 
-async fn next_reset(follower: &mut Follower) -> Position {
+pub(crate) async fn next_reset(follower: &mut Follower) -> Position {
     match next(follower).await {
         Feed::Reset(position) => position,
         other => panic!("no reset but {other:?}"),
@@ -324,4 +325,102 @@ async fn a_closed_engine_ends_its_feeds_and_refuses() {
     assert!(follower.feed.recv().await.is_none());
     assert!(matches!(engine.follow(&acme()).await, Err(EngineError::Unavailable(_))));
     assert!(matches!(engine.ping().await, Err(EngineError::Unavailable(_))));
+}
+
+/// Waits until a tenant is well or not.
+pub(crate) async fn health(engine: &RedisEngine, up: bool, patience: Duration) {
+    let mut health = engine.health(&acme());
+    let told = timeout(patience, health.wait_for(|health| (*health == Health::Up) == up)).await;
+    told.unwrap_or_else(|_| panic!("up: {up} not within {patience:?}")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_no_master_any_more_is_left_within_two_seconds() {
+    let OneServer { server, engine, .. } = OneServer::start().await;
+    let mut follower = engine.follow(&acme()).await.unwrap();
+    let first = apply(&engine, say("1")).await;
+    assert_eq!(next_position(&mut follower).await, first);
+    server.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    health(&engine, false, Duration::from_secs(2)).await;
+    let error = engine.commit(&acme(), Arc::new(say("refused"))).await.unwrap_err();
+    assert!(matches!(error, EngineError::Unavailable(_)), "{error:?}");
+    server.command(&["REPLICAOF", "NO", "ONE"]);
+    health(&engine, true, Duration::from_secs(5)).await;
+    let (second, _) = apply_whatever_happens(&engine, say("2")).await;
+    assert!(second.epoch > first.epoch, "a promotion begins another history");
+    assert_eq!(next_position(&mut follower).await, second);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_answering_is_down_until_it_goes_on() {
+    let OneServer { server, engine, .. } = OneServer::start().await;
+    let mut follower = engine.follow(&acme()).await.unwrap();
+    server.signal("STOP");
+    health(&engine, false, Duration::from_secs(6)).await;
+    server.signal("CONT");
+    health(&engine, true, Duration::from_secs(6)).await;
+    let (position, _) = apply_whatever_happens(&engine, say("1")).await;
+    assert_eq!(next_position(&mut follower).await, position);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_feed_was_given_is_read_without_the_server() {
+    let OneServer { server, engine, .. } = OneServer::start().await;
+    let mut follower = engine.follow(&acme()).await.unwrap();
+    let mut positions = Vec::new();
+    for n in 0..5 {
+        positions.push(apply(&engine, say(&n.to_string())).await);
+        assert_eq!(next_position(&mut follower).await, positions[n]);
+    }
+    // Whoever took the entry may be a moment before the memory.
+    sleep(Duration::from_millis(20)).await;
+    server.signal("STOP");
+    let asked = timeout(Duration::from_millis(500), engine.range(&acme(), positions[1], 10)).await;
+    let Ok(Ok(Range::Entries(entries))) = asked else { panic!("not from memory: {asked:?}") };
+    assert_eq!(entries.iter().map(|entry| entry.position).collect::<Vec<_>>(), positions[2..]);
+    let room = Room::parse("flat:a1").unwrap();
+    let history = timeout(Duration::from_millis(500), engine.history(&acme(), &room, Some(positions[4]), 2)).await;
+    assert_eq!(history.unwrap().unwrap().len(), 2);
+    server.signal("CONT");
+    drop(follower);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_is_open_and_carries_nothing_is_replaced() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let engine = connect(&proxy.url(), Options::default()).await.unwrap();
+    let mut follower = engine.follow(&acme()).await.unwrap();
+    let position = apply(&engine, say("heard")).await;
+    assert_eq!(next_position(&mut follower).await, position);
+    proxy.swallow_messages();
+    let position = apply(&engine, say("unheard")).await;
+    // Quiet for five seconds, then a probe that has three: long before a quiet log is looked at.
+    let came = timeout(Duration::from_secs(12), next(&mut follower)).await.expect("the connection is not replaced");
+    assert!(matches!(came, Feed::Entry(entry) if entry.position == position));
+    let position = apply(&engine, say("heard again")).await;
+    assert_eq!(timeout(Duration::from_secs(2), next_position(&mut follower)).await, Ok(position));
+}
+
+/// Dials of one node at one server, in any second on average: commands and subscriptions together.
+const DIALS_PER_SECOND_MAX: usize = 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flapping_server_is_not_dialled_in_a_storm() {
+    let server = RedisServer::start();
+    let proxy = Proxy::to(server.port());
+    let engine = connect(&proxy.url(), Options::default()).await.unwrap();
+    let mut follower = engine.follow(&acme()).await.unwrap();
+    let before = proxy.accepted();
+    let since = Instant::now();
+    const FLAPPING: Duration = Duration::from_secs(4);
+    while since.elapsed() < FLAPPING {
+        sleep(Duration::from_millis(200)).await;
+        proxy.cut();
+    }
+    let dials = proxy.accepted() - before;
+    let bound = DIALS_PER_SECOND_MAX * usize::try_from(FLAPPING.as_secs()).unwrap();
+    assert!((2..=bound).contains(&dials), "{dials} dials in {FLAPPING:?}");
+    let (position, _) = apply_whatever_happens(&engine, say("afterwards")).await;
+    assert_eq!(next_position(&mut follower).await, position);
 }

@@ -6,6 +6,9 @@
 pub(crate) mod balancer;
 pub(crate) mod clients;
 pub(crate) mod node;
+pub(crate) mod proxy;
+pub(crate) mod redis_cluster;
+pub(crate) mod redis_sentinel;
 pub(crate) mod redis_server;
 pub(crate) mod staged_engine;
 

@@ -29,9 +29,13 @@ impl Backoff {
     pub(super) fn next(&mut self) -> Duration {
         let ceiling = self.ceiling;
         self.ceiling = (ceiling * 2).min(LONGEST);
-        let share = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
-        ceiling.mul_f64(share)
+        jitter(ceiling)
     }
+}
+
+/// A random part of a wait, so that many do not act together.
+pub(super) fn jitter(longest: Duration) -> Duration {
+    longest.mul_f64(f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]

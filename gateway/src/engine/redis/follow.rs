@@ -1,22 +1,24 @@
 //! Following a log: messages of the channel while they come without a hole, the log itself else.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use ::redis::Value;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use metrics::{Counter, Histogram, counter, histogram};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::backoff::Backoff;
+use super::backoff::{Backoff, jitter};
 use super::frame::{self, Message};
 use super::keys::TenantKeys;
-use super::link::{Commands, Link};
+use super::memory::Share;
+use super::router::{Master, Route, Table};
 use super::script;
-use super::subscriptions::Listener;
-use crate::commit::{Entry, Position};
+use super::subscriptions::{Listener, Missed};
+use crate::commit::{Entry, Position, now_ms};
 use crate::engine::{EngineError, Feed, Range};
 use crate::room::Room;
 
@@ -29,10 +31,17 @@ const QUIET_MAX: Duration = Duration::from_secs(20);
 /// Log entries that [`history`] looks at, at most.
 const HISTORY_SCAN_MAX: usize = 20_000;
 
+/// After a reconnection, tenants wait up to so long before they read their logs.
+const RECONNECT_JITTER: Duration = Duration::from_millis(250);
+
+static LAG: LazyLock<Histogram> = LazyLock::new(|| histogram!("pubsub_lag_seconds"));
+static CATCH_UP: LazyLock<Histogram> = LazyLock::new(|| histogram!("catch_up_seconds"));
+static CAUGHT_UP: LazyLock<Counter> = LazyLock::new(|| counter!("catch_up_entries_total"));
+
 /// The log of one tenant, to be read.
 #[derive(Clone)]
 pub(super) struct Log {
-    pub(super) commands: Commands,
+    pub(super) route: Route,
     pub(super) keys: TenantKeys,
 }
 
@@ -42,14 +51,21 @@ type Raw = (Position, Option<Bytes>);
 impl Log {
     /// The position of the latest entry. The log begins here if there is none.
     pub(super) async fn top(&self) -> Result<Position, EngineError> {
-        let link = self.commands.link().await?;
         let keys = [&*self.keys.log(), &*self.keys.meta()];
-        let seen = self.commands.epoch_seen().to_string();
-        let arguments = [link.generation.as_bytes(), seen.as_bytes()];
-        let answer = script::TOP.run(&mut link.connection(), &keys, &arguments).await;
-        let top = position(&answer.map_err(|e| link.read_error(&e))?)?;
-        self.commands.saw(top);
-        Ok(top)
+        let seen = self.route.epoch_seen().to_string();
+        let mut tries = self.route.tries();
+        loop {
+            let link = tries.link().await?;
+            let arguments = [link.generation.as_bytes(), seen.as_bytes()];
+            match script::TOP.run(&mut link.connection(), &keys, &arguments).await {
+                Ok(answer) => {
+                    let top = position(&answer)?;
+                    self.route.saw(top);
+                    return Ok(top);
+                }
+                Err(error) => tries.again_to_read(&link, &error).await?,
+            }
+        }
     }
 
     /// The entries after a position, at most `limit`. A position can be resumed from exactly when its own entry
@@ -119,10 +135,9 @@ impl Log {
     }
 
     async fn page(&self, command: &str, from: &str, to: &str, count: usize) -> Result<Vec<Raw>, EngineError> {
-        let link: Link = self.commands.link().await?;
         let mut command = ::redis::cmd(command);
         command.arg(self.keys.log()).arg(from).arg(to).arg("COUNT").arg(count);
-        let answer = command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
+        let answer = self.route.ask(&command).await?;
         let Value::Array(entries) = answer else { return Err(unexpected(&answer)) };
         entries.into_iter().map(raw).collect()
     }
@@ -162,12 +177,48 @@ pub(super) fn unexpected(value: &Value) -> EngineError {
     EngineError::Corrupt(format!("Redis answered {kind}"))
 }
 
+/// Why the log is read although its entries come by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Hole,
+    Epoch,
+    Overflow,
+    Reconnect,
+    Quiet,
+}
+
+impl Cause {
+    fn word(self) -> &'static str {
+        match self {
+            Cause::Hole => "hole",
+            Cause::Epoch => "epoch",
+            Cause::Overflow => "overflow",
+            Cause::Reconnect => "reconnect",
+            Cause::Quiet => "quiet",
+        }
+    }
+}
+
+impl From<Missed> for Cause {
+    fn from(missed: Missed) -> Cause {
+        match missed {
+            Missed::Overflow => Cause::Overflow,
+            Missed::Reconnect => Cause::Reconnect,
+        }
+    }
+}
+
 /// One feed at work.
 pub(super) struct Pump {
     pub(super) log: Log,
+    /// Who holds the log, and so the channel.
+    pub(super) master: Arc<Master>,
+    pub(super) changes: watch::Receiver<Arc<Table>>,
     pub(super) listener: Listener,
     pub(super) messages: mpsc::Receiver<Message>,
     pub(super) feed: mpsc::Sender<Feed>,
+    /// Keeps what the feed was given; one feed of each tenant does.
+    pub(super) share: Option<Share>,
     /// The last position that the feed was given.
     pub(super) at: Position,
 }
@@ -191,13 +242,34 @@ impl Pump {
             let quiet_until = Instant::now() + QUIET_MAX;
             tokio::select! {
                 biased;
-                () = self.listener.behind() => self.catch_up().await?,
+                changed = self.changes.changed() => {
+                    changed.map_err(|_| Closed)?;
+                    self.go_to_master().await?;
+                }
+                missed = self.listener.behind() => self.catch_up(missed.into()).await?,
                 message = self.messages.recv() => match message {
                     Some(message) => self.take(message).await?,
                     None => return Err(Closed),
                 },
-                () = sleep_until(quiet_until) => self.catch_up().await?,
+                () = sleep_until(quiet_until) => self.catch_up(Cause::Quiet).await?,
             }
+        }
+    }
+
+    /// Listens where the log is now, if that is elsewhere than before.
+    async fn go_to_master(&mut self) -> Result<(), Closed> {
+        let mut backoff = Backoff::new();
+        loop {
+            if let Ok(master) = self.log.route.master() {
+                if Arc::ptr_eq(&master, &self.master) {
+                    return Ok(());
+                }
+                if let Ok((listener, messages)) = master.subscriptions.listen(self.log.keys.channel()).await {
+                    (self.listener, self.messages, self.master) = (listener, messages, master);
+                    return self.catch_up(Cause::Reconnect).await;
+                }
+            }
+            sleep(backoff.next()).await;
         }
     }
 
@@ -213,35 +285,51 @@ impl Pump {
             Message::Entry(position, _) if position <= self.at => Ok(()),
             Message::Entry(position, frame) if position == self.at.next() => {
                 match frame::decode_entry(position, &frame) {
-                    Ok(entry) => self.give(Arc::new(entry)).await,
-                    Err(_) => self.catch_up().await,
+                    Ok(entry) => {
+                        let here = now_ms().saturating_add_signed(self.master.commands.ahead_ms());
+                        LAG.record(Duration::from_millis(here.saturating_sub(entry.at)));
+                        self.give(Arc::new(entry)).await
+                    }
+                    Err(_) => self.catch_up(Cause::Hole).await,
                 }
             }
-            Message::Entry(..) => self.catch_up().await,
+            Message::Entry(position, _) if position.epoch > self.at.epoch => self.catch_up(Cause::Epoch).await,
+            Message::Entry(..) => self.catch_up(Cause::Hole).await,
         }
     }
 
     async fn give(&mut self, entry: Arc<Entry>) -> Result<(), Closed> {
         let position = entry.position;
-        self.feed.send(Feed::Entry(entry)).await.map_err(|_| Closed)?;
-        self.log.commands.saw(position);
+        self.feed.send(Feed::Entry(entry.clone())).await.map_err(|_| Closed)?;
+        if let Some(share) = &self.share {
+            share.keep(entry);
+        }
+        self.log.route.saw(position);
         self.at = position;
         Ok(())
     }
 
     async fn reset(&mut self, position: Position) -> Result<(), Closed> {
+        // First: nothing that was lost is to be read from memory when the follower knows of it.
+        if let Some(share) = &self.share {
+            share.begin_after(position);
+        }
         self.feed.send(Feed::Reset(position)).await.map_err(|_| Closed)?;
         self.at = position;
         Ok(())
     }
 
     /// Reads the log up to its top, however long the server takes to answer.
-    async fn catch_up(&mut self) -> Result<(), Closed> {
+    async fn catch_up(&mut self, cause: Cause) -> Result<(), Closed> {
+        let (since, from) = (Instant::now(), self.at);
+        if cause == Cause::Reconnect {
+            sleep(jitter(RECONNECT_JITTER)).await;
+        }
         let mut backoff = Backoff::new();
         loop {
             self.listener.catching_up();
             match self.catch_up_once().await {
-                Ok(Ok(())) => return Ok(()),
+                Ok(Ok(())) => break,
                 Ok(Err(closed)) => return Err(closed),
                 Err(EngineError::Corrupt(why)) => {
                     error!(base = self.log.keys.base(), why, "an entry of the log cannot be read: it is skipped");
@@ -254,11 +342,21 @@ impl Pump {
             }
             sleep(backoff.next()).await;
         }
+        CATCH_UP.record(since.elapsed());
+        if self.at != from {
+            counter!("log_gaps_total", "cause" => cause.word()).increment(1);
+        }
+        Ok(())
     }
 
     async fn catch_up_once(&mut self) -> Result<Result<(), Closed>, EngineError> {
         loop {
-            match self.log.range(self.at, PAGE_ENTRIES).await? {
+            let range = {
+                // Never closed; held while the log is read, not while the follower takes what was read.
+                let _permit = self.master.catch_ups.acquire().await;
+                self.log.range(self.at, PAGE_ENTRIES).await?
+            };
+            match range {
                 Range::Gone => {
                     let position = self.log.resume_after_loss(self.at).await?;
                     warn!(base = self.log.keys.base(), lost = %self.at, resumed = %position, "entries are lost");
@@ -268,6 +366,7 @@ impl Pump {
                 }
                 Range::Entries(entries) => {
                     let last = entries.len() < PAGE_ENTRIES;
+                    CAUGHT_UP.increment(entries.len() as u64);
                     for entry in entries {
                         if let Err(closed) = self.give(entry).await {
                             return Ok(Err(closed));

@@ -18,6 +18,7 @@
 //!
 //! | name after `ps:{tag}:` | type | what |
 //! |---|---|---|
+//! | `_ctl` | shard channel | what nodes send themselves to see whether it arrives |
 //! | `_tz`, `_th` | sorted set, hash | timers: when due or when the lease ends; what is held |
 //! | `_td` | stream | the latest timers that were given up |
 //! | `_i:{incarnation}` | set | the connections that it registered, as `{tenant}/{connection}` |
@@ -61,6 +62,32 @@ const TAGS: [&str; PARTITIONS] = [
     "2z", "53", "gu", "3d", "2r", "3h", "2v", "3l", "2k", "3q", "2o", "3u", "2c", "3y", "2g", "fv",
 ];
 
+/// Slots of a cluster.
+pub(super) const SLOTS: usize = 16_384;
+
+/// CRC16/XMODEM, as Redis Cluster's specification has it.
+fn crc16(bytes: &[u8]) -> u16 {
+    let mut crc = 0_u16;
+    for byte in bytes {
+        crc ^= u16::from(*byte) << 8;
+        for _ in 0..8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+        }
+    }
+    crc
+}
+
+/// The slot that a key or shard channel is in: that of its hash tag, if it has one.
+pub(super) fn slot_of(key: &str) -> usize {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    usize::from(crc16(tag.filter(|tag| !tag.is_empty()).unwrap_or(key).as_bytes())) % SLOTS
+}
+
+/// The slot that everything of a partition is in.
+pub(super) fn slot_of_partition(partition: usize) -> usize {
+    usize::from(crc16(TAGS[partition % PARTITIONS].as_bytes())) % SLOTS
+}
+
 /// The partition that a tenant's keys are in.
 pub(super) fn partition_of(tenant: &TenantId) -> usize {
     #[expect(clippy::cast_possible_truncation, reason = "the remainder is below 256")]
@@ -79,6 +106,11 @@ impl PartitionKeys {
 
     pub(super) fn prefix(self) -> String {
         format!("ps:{{{}}}:_", TAGS[self.0])
+    }
+
+    /// The shard channel that nodes see by whether what is published arrives.
+    pub(super) fn control(self) -> String {
+        self.prefix() + "ctl"
     }
 
     pub(super) fn timers_due(self) -> String {
@@ -214,24 +246,20 @@ pub(super) fn artifact(digest: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// CRC16/XMODEM, as Redis Cluster's specification has it.
-    fn crc16(bytes: &[u8]) -> usize {
-        let mut crc = 0_u16;
-        for byte in bytes {
-            crc ^= u16::from(*byte) << 8;
-            for _ in 0..8 {
-                crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
-            }
-        }
-        usize::from(crc)
-    }
-
     #[test]
     fn every_partition_has_a_tag_whose_slot_is_in_its_own_sixty_four() {
         assert_eq!(crc16(b"123456789"), 0x31c3);
         for (partition, tag) in TAGS.iter().enumerate() {
-            assert_eq!(crc16(tag.as_bytes()) % 16_384 / 64, partition, "{tag}");
+            assert_eq!(slot_of_partition(partition) / 64, partition, "{tag}");
         }
+    }
+
+    #[test]
+    fn a_key_is_in_the_slot_of_its_tag() {
+        assert_eq!(slot_of("123456789"), 0x31c3 % SLOTS);
+        assert_eq!(slot_of("ps:{123456789}:acme:k:{x}"), slot_of("123456789"));
+        assert_eq!(slot_of("{}x"), usize::from(crc16(b"{}x")) % SLOTS);
+        assert_eq!(slot_of("{x"), usize::from(crc16(b"{x")) % SLOTS);
     }
 
     #[test]

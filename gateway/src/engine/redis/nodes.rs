@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::follow::unexpected;
 use super::frame::ahead;
 use super::keys::{self, PARTITIONS};
-use super::link::Commands;
+use super::router::{Route, Router};
 use super::script;
 use crate::client::random_id;
 use crate::commit::Millis;
@@ -38,7 +38,9 @@ pub(super) struct Rhythm {
 
 /// This node among the others.
 pub(super) struct Nodes {
-    pub(super) commands: Commands,
+    pub(super) router: Arc<Router>,
+    /// To where the nodes are kept.
+    route: Route,
     rhythm: Rhythm,
     incarnation: Mutex<Arc<str>>,
     stat: Mutex<NodeStat>,
@@ -99,10 +101,11 @@ impl Contact {
 }
 
 impl Nodes {
-    pub(super) fn new(commands: Commands, rhythm: Rhythm) -> Nodes {
+    pub(super) fn new(router: Arc<Router>, rhythm: Rhythm) -> Nodes {
         let seen = Seen { partitions: (0..PARTITIONS).collect(), ..Seen::default() };
         Nodes {
-            commands,
+            route: router.to_key(keys::NODES),
+            router,
             rhythm,
             incarnation: Mutex::new(random_id().into()),
             stat: Mutex::default(),
@@ -139,7 +142,7 @@ impl Nodes {
 
     /// Nothing is left of a dead incarnation.
     pub(super) async fn finished(&self, incarnation: &str) -> Result<(), EngineError> {
-        let link = self.commands.link().await?;
+        let link = self.route.link().await?;
         let mut command = ::redis::cmd("SREM");
         command.arg(keys::UNFINISHED).arg(incarnation);
         command.exec_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
@@ -170,7 +173,7 @@ impl Nodes {
         let mut retired = self.retired.lock().await;
         *retired = true;
         let incarnation = self.incarnation();
-        let link = self.commands.link().await?;
+        let link = self.route.link().await?;
         let arguments = [incarnation.as_bytes(), &ahead(after_ms).to_string().into_bytes()];
         let answer = script::RETIRE.run(&mut link.connection(), &[keys::NODES, keys::STAT], &arguments).await;
         answer.map_err(|e| link.write_error(&e))?;
@@ -182,7 +185,7 @@ impl Nodes {
 
     /// Beats until it is dropped, or until the node retires.
     pub(super) async fn run(self: Arc<Self>) {
-        let mut health = self.commands.health();
+        let mut health = self.route.health();
         let mut contact = None;
         loop {
             let beat = {
@@ -220,7 +223,7 @@ impl Nodes {
         let incarnation = self.incarnation();
         let stat = serde_json::to_string(&*self.stat.lock()).unwrap_or_default();
         let lease = self.rhythm.lease.as_millis().to_string();
-        let link = self.commands.link().await?;
+        let link = self.route.link().await?;
         let names = [keys::NODES, keys::STAT, keys::DEAD, keys::UNFINISHED];
         let arguments = [incarnation.as_bytes(), lease.as_bytes(), stat.as_bytes()];
         let answer = script::LEASE.run(&mut link.connection(), &names, &arguments).await;
@@ -246,7 +249,7 @@ impl Nodes {
 
     /// Moves an incarnation to the dead if its lease is over. Was it this call?
     async fn bury(&self, incarnation: &str) -> Result<bool, EngineError> {
-        let link = self.commands.link().await?;
+        let link = self.route.link().await?;
         let names = [keys::NODES, keys::STAT, keys::DEAD, keys::UNFINISHED];
         let kept = DEAD_KEPT_MS.to_string();
         let arguments = [incarnation.as_bytes(), kept.as_bytes()];

@@ -37,7 +37,7 @@ pub(super) fn read_connection(who: &str) -> Option<[&str; 3]> {
 
 /// This node's connections of a tenant.
 pub(super) async fn registered(nodes: &Nodes, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError> {
-    let link = nodes.commands.link().await?;
+    let link = nodes.router.to_tenant(tenant).link().await?;
     let key = TenantKeys::of(tenant).partition().connections_of(&nodes.incarnation());
     let mut command = ::redis::cmd("SMEMBERS");
     command.arg(key);
@@ -85,7 +85,7 @@ async fn register_as(
         let packed = rmp_serde::to_vec(&(there, gone, view)).map_err(|e| EngineError::Corrupt(e.to_string()))?;
         let arguments =
             [keys.base().as_bytes(), partition.as_bytes(), incarnation.as_bytes(), at.as_bytes(), packed.as_slice()];
-        let link = nodes.commands.link().await?;
+        let link = nodes.router.to_tenant(tenant).link().await?;
         let answer = script::REGISTER.run(&mut link.connection(), &[&keys.log()], &arguments).await;
         match answer.map_err(|e| link.write_error(&e))? {
             Value::BulkString(word) if word == b"ok" => {}
@@ -143,7 +143,7 @@ async fn left_in(nodes: &Nodes, dead: &str, partition: usize, limit: usize) -> R
     let keys = PartitionKeys::of(partition);
     let (limit, kept, tenants) = (limit.to_string(), DEAD_KEPT_MS.to_string(), keys.tenants());
     let arguments = [dead.as_bytes(), tenants.as_bytes(), limit.as_bytes(), kept.as_bytes()];
-    let link = nodes.commands.link().await?;
+    let link = nodes.router.to_partition(partition).link().await?;
     let names = [&*keys.dead(), &*keys.connections_of(dead)];
     let answer = script::ORPHANS.run(&mut link.connection(), &names, &arguments).await;
     let answer = answer.map_err(|e| link.write_error(&e))?;

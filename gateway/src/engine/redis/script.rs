@@ -1,14 +1,17 @@
 //! The scripts, and how one is run.
 
 use std::sync::LazyLock;
+use std::time::Instant;
 
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use metrics::{Histogram, histogram};
 
 /// A Lua script with the SHA-1 that Redis knows it by.
 pub(super) struct Script {
     source: &'static str,
     digest: LazyLock<String>,
+    seconds: LazyLock<Histogram>,
 }
 
 macro_rules! script {
@@ -17,6 +20,7 @@ macro_rules! script {
         pub(super) static $name: Script = Script {
             source: concat!(include_str!("scripts/log.lua"), $(include_str!(concat!("scripts/", $file))),+),
             digest: LazyLock::new(|| ::redis::Script::new($name.source).get_hash().to_owned()),
+            seconds: LazyLock::new(|| histogram!("engine_command_seconds", "script" => stringify!($name).to_ascii_lowercase())),
         };
     };
 }
@@ -96,13 +100,16 @@ impl Script {
         keys: &[&str],
         arguments: &[&[u8]],
     ) -> Result<Value, RedisError> {
+        let since = Instant::now();
         let known = invocation("EVALSHA", &self.digest, keys, arguments);
-        match known.query_async(connection).await {
+        let answer = match known.query_async(connection).await {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 invocation("EVAL", self.source, keys, arguments).query_async(connection).await
             }
             answer => answer,
-        }
+        };
+        self.seconds.record(since.elapsed());
+        answer
     }
 }
 

@@ -1,5 +1,6 @@
 //! Timers of all tenants: 256 sorted sets, one a partition, and one clock, Redis's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ::redis::{FromRedisValue as _, Value};
@@ -10,7 +11,8 @@ use tracing::error;
 
 use super::follow::unexpected;
 use super::keys::{self, PARTITIONS, PartitionKeys};
-use super::link::{Commands, Link};
+use super::link::Link;
+use super::router::Router;
 use super::script;
 use crate::commit::Millis;
 use crate::engine::{DEAD_TIMERS_MAX, DeadTimer, DueTimer, EngineError};
@@ -43,21 +45,39 @@ impl Sweeps {
 
 /// Leases due timers of these partitions for `lease_ms`, earliest first, at most `limit`.
 pub(super) async fn claim(
-    commands: &Commands,
-    partitions: &[usize],
+    router: &Router,
+    wanted: &[usize],
     lease_ms: Millis,
     limit: usize,
 ) -> Result<Vec<DueTimer>, EngineError> {
     let limit = limit.min(CLAIM_MAX);
-    let link = commands.link().await?;
-    let due = due_partitions(&link, partitions).await?;
-    if due.is_empty() || limit == 0 {
+    if limit == 0 {
         return Ok(Vec::new());
     }
-    let shares = shares(&link, &due, limit).await?;
-    let claims = shares.iter().map(|(partition, share)| claim_in(&link, *partition, lease_ms, *share));
-    let mut claimed = Vec::new();
+    let due = router.shares().into_iter().map(|(master, mut partitions)| async move {
+        partitions.retain(|partition| wanted.contains(partition));
+        if partitions.is_empty() {
+            return Ok(None);
+        }
+        let link = master.commands.link().await?;
+        let due = due_timers(&link, &partitions, limit).await?;
+        Ok::<_, EngineError>(Some((link, due)))
+    });
     let mut failed = None;
+    let (mut links, mut all) = (Vec::new(), Vec::new());
+    for answer in join_all(due).await {
+        match answer {
+            Ok(Some((link, due))) => {
+                all.extend(due.into_iter().map(|(score, partition)| (score, links.len(), partition)));
+                links.push(link);
+            }
+            Ok(None) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    let shares = shares(all, limit);
+    let claims = shares.iter().map(|(at, partition, share)| claim_in(&links[*at], *partition, lease_ms, *share));
+    let mut claimed = Vec::new();
     for answer in join_all(claims).await {
         match answer {
             Ok(timers) => claimed.extend(timers),
@@ -74,8 +94,29 @@ pub(super) async fn claim(
     }
 }
 
+/// When the earliest due timers of one master are due, and in which of its partitions: one round trip where nothing
+/// is due.
+async fn due_timers(link: &Link, partitions: &[usize], limit: usize) -> Result<Vec<(f64, usize)>, EngineError> {
+    let due = due_partitions(link, partitions).await?;
+    if due.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut stretches = ::redis::pipe();
+    for (partition, now) in &due {
+        let name = PartitionKeys::of(*partition).timers_due();
+        let stretch = stretches.cmd("ZRANGE").arg(name).arg("-inf").arg(*now).arg("BYSCORE");
+        stretch.arg("LIMIT").arg(0).arg(limit).arg("WITHSCORES");
+    }
+    let answers: Vec<Value> = stretches.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
+    let mut all = Vec::new();
+    for ((partition, _), answer) in due.iter().zip(answers) {
+        all.extend(scored(answer)?.into_iter().map(|(_, score)| (score, *partition)));
+    }
+    Ok(all)
+}
+
 /// Redis's time, and the partitions whose first timer is due: one round trip for all.
-async fn due_partitions(link: &Link, partitions: &[usize]) -> Result<Vec<(PartitionKeys, f64)>, EngineError> {
+async fn due_partitions(link: &Link, partitions: &[usize]) -> Result<Vec<(usize, f64)>, EngineError> {
     let mut heads = ::redis::pipe();
     heads.cmd("TIME");
     for partition in partitions {
@@ -92,42 +133,20 @@ async fn due_partitions(link: &Link, partitions: &[usize]) -> Result<Vec<(Partit
         if let Some((_, first)) = scored(head)?.into_iter().next()
             && first <= now
         {
-            due.push((PartitionKeys::of(*partition), now));
+            due.push((*partition, now));
         }
     }
     Ok(due)
 }
 
-/// How many of the `limit` earliest timers each partition has.
-async fn shares(
-    link: &Link,
-    due: &[(PartitionKeys, f64)],
-    limit: usize,
-) -> Result<Vec<(PartitionKeys, usize)>, EngineError> {
-    if let [(partition, _)] = due {
-        return Ok(vec![(*partition, limit)]);
-    }
-    let mut stretches = ::redis::pipe();
-    for (partition, now) in due {
-        let stretch = stretches.cmd("ZRANGE").arg(partition.timers_due()).arg("-inf").arg(*now).arg("BYSCORE");
-        stretch.arg("LIMIT").arg(0).arg(limit).arg("WITHSCORES");
-    }
-    let answers: Vec<Value> = stretches.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
-    let mut all = Vec::new();
-    for (index, answer) in answers.into_iter().enumerate() {
-        all.extend(scored(answer)?.into_iter().map(|(_, score)| (score, index)));
-    }
+/// How many of the `limit` earliest timers each partition has, and its master's place.
+fn shares(mut all: Vec<(f64, usize, usize)>, limit: usize) -> Vec<(usize, PartitionKeys, usize)> {
     all.sort_by(|one, other| one.0.total_cmp(&other.0));
-    let mut counts = vec![0; due.len()];
-    for (_, index) in all.into_iter().take(limit) {
-        counts[index] += 1;
+    let mut counts = std::collections::BTreeMap::<(usize, usize), usize>::new();
+    for (_, at, partition) in all.into_iter().take(limit) {
+        *counts.entry((at, partition)).or_default() += 1;
     }
-    Ok(due
-        .iter()
-        .zip(counts)
-        .filter(|(_, count)| *count > 0)
-        .map(|((partition, _), count)| (*partition, count))
-        .collect())
+    counts.into_iter().map(|((at, partition), count)| (at, PartitionKeys::of(partition), count)).collect()
 }
 
 /// Members with scores, as RESP3 answers them: pairs.
@@ -166,12 +185,12 @@ fn due_timer(timer: Value) -> Result<DueTimer, EngineError> {
 
 /// Gives a leased timer back; does the claim count as an attempt?
 pub(super) async fn release(
-    commands: &Commands,
+    router: &Arc<Router>,
     timer: &DueTimer,
     after_ms: Millis,
     counts: bool,
 ) -> Result<(), EngineError> {
-    let link = commands.link().await?;
+    let link = router.to_tenant(&timer.tenant).link().await?;
     let partition = PartitionKeys::of(keys::partition_of(&timer.tenant));
     let keys = [&*partition.timers_due(), &*partition.timers_held()];
     let member = keys::timer_member(&timer.tenant, &timer.key);
@@ -186,8 +205,8 @@ pub(super) async fn release(
 }
 
 /// Gives a timer up. `false`: it is not there any more.
-pub(super) async fn bury(commands: &Commands, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
-    let link = commands.link().await?;
+pub(super) async fn bury(router: &Arc<Router>, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
+    let link = router.to_tenant(&timer.tenant).link().await?;
     let partition = PartitionKeys::of(keys::partition_of(&timer.tenant));
     let keys = [&*partition.timers_due(), &*partition.timers_held(), &*partition.timers_dead()];
     let (member, kept) = (keys::timer_member(&timer.tenant, &timer.key), DEAD_TIMERS_MAX.to_string());
@@ -200,9 +219,9 @@ pub(super) async fn bury(commands: &Commands, timer: &DueTimer, why: &str) -> Re
 }
 
 /// A tenant's timers that were given up, latest first.
-pub(super) async fn dead(commands: &Commands, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError> {
+pub(super) async fn dead(router: &Arc<Router>, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError> {
     type Letter = (String, Vec<String>);
-    let link = commands.link().await?;
+    let link = router.to_tenant(tenant).link().await?;
     let mut command = ::redis::cmd("XREVRANGE");
     command.arg(PartitionKeys::of(keys::partition_of(tenant)).timers_dead()).arg("+").arg("-");
     let letters: Vec<Letter> = command.query_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;

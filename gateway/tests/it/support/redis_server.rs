@@ -15,17 +15,41 @@ pub(crate) struct RedisServer {
     port: u16,
     directory: tempfile::TempDir,
     process: Option<Child>,
+    /// Further arguments.
+    arguments: Vec<String>,
+    /// What it is told as a Sentinel, a line each; `None`: it is none.
+    sentinel: Option<String>,
 }
 
 impl RedisServer {
     /// Starts one and waits until it answers.
     pub(crate) fn start() -> RedisServer {
+        RedisServer::start_with(&[])
+    }
+
+    /// Starts one with further arguments.
+    pub(crate) fn start_with(arguments: &[&str]) -> RedisServer {
+        RedisServer::start_as(arguments, None)
+    }
+
+    /// Starts a Sentinel that is told these lines.
+    pub(crate) fn start_sentinel(lines: &str) -> RedisServer {
+        RedisServer::start_as(&[], Some(lines))
+    }
+
+    fn start_as(arguments: &[&str], sentinel: Option<&str>) -> RedisServer {
         // A port that is free now may be another test's in a moment.
         for _ in 0..PORTS_TRIED_MAX {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = free.local_addr().unwrap().port();
             drop(free);
-            let mut server = RedisServer { port, directory: tempfile::tempdir().unwrap(), process: None };
+            let mut server = RedisServer {
+                port,
+                directory: tempfile::tempdir().unwrap(),
+                process: None,
+                arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
+                sentinel: sentinel.map(Into::into),
+            };
             if server.try_start() {
                 return server;
             }
@@ -41,7 +65,14 @@ impl RedisServer {
     /// `false`: the process ended because it could not have the port.
     fn try_start(&mut self) -> bool {
         let mut command = Command::new("redis-server");
-        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        if let Some(lines) = &self.sentinel {
+            let settings = self.directory.path().join("sentinel.conf");
+            std::fs::write(&settings, format!("port {}\nbind 127.0.0.1\n{lines}\n", self.port)).unwrap();
+            command.arg(settings).arg("--sentinel");
+        } else {
+            command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+            command.args(&self.arguments);
+        }
         command.arg("--dir").arg(self.directory.path()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = self.process.insert(command.spawn().expect("redis-server is installed"));
         let own = format!("process_id:{}\r\n", process.id());
@@ -69,6 +100,11 @@ impl RedisServer {
     pub(crate) fn signal(&self, name: &str) {
         let id = self.process.as_ref().expect("the server runs").id();
         assert!(Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().unwrap().success());
+    }
+
+    /// Where it listens, on the loopback interface.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// For the engine under test.
