@@ -122,7 +122,9 @@ impl Past {
         if record.subject != client.identity.subject || record.namespace != client.namespace {
             return Err(Lost::Refused);
         }
-        let heard = record.heard.filter(|_| claim.heard_counts).map(|position| Cursor { position, part: None });
+        // It stands in for a position that is too old or not said, never for one that the log has lost.
+        let counts = |heard: &Position| claim.heard_counts && claim.since.is_none_or(|since| since.position <= *heard);
+        let heard = record.heard.filter(counts).map(|position| Cursor { position, part: None });
         let mut lost = Lost::Gone;
         for since in claim.since.into_iter().chain(heard) {
             match read_after(engine, tenant, since).await {

@@ -57,6 +57,8 @@ pub(crate) struct Counts {
     /// Visitors whose registration or outcome the log lost.
     pub(crate) visitors_lost: usize,
     pub(crate) lateness_max_ms: u64,
+    /// Joins or leaves of a user that were told twice in a row after a loss.
+    pub(crate) presence_repeats: usize,
     pub(crate) recovery_ms: Option<u64>,
     pub(crate) rss_max: u64,
     /// Did any Socket.IO client recover?

@@ -59,6 +59,10 @@ pub(crate) fn table(settings: &Settings, outcomes: &[Outcome]) -> String {
     for outcome in outcomes {
         text += &format!("| {} |\n", row(outcome).join(" | "));
     }
+    let repeats: usize = outcomes.iter().map(|outcome| outcome.verdict.counts.presence_repeats).sum();
+    if repeats > 0 {
+        _ = writeln!(text, "\nAfter losses {repeats} joins or leaves of a user were told to a client twice in a row.");
+    }
     let mut unchecked: Vec<_> = outcomes.iter().flat_map(|outcome| &outcome.verdict.unchecked).collect();
     unchecked.sort();
     unchecked.dedup();
