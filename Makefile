@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-cluster test bench lint clean
+.PHONY: help demo demo-cluster test test-faults bench lint clean
 POSTERN := $(or $(CARGO_TARGET_DIR),target)/debug/postern
 
 help: ## say what can be made
@@ -20,6 +20,10 @@ demo-cluster: ## the same with two gateways on one Redis behind nginx, and a pag
 test: ## run every test, against a real Redis and with real clients
 	@scripts/setup test
 	cargo test --workspace --no-fail-fast
+
+test-faults: ## break Redis and gateways under 500 clients and check what they saw; see gateway/FAULTS.md
+	@scripts/setup test
+	cargo test --workspace --test faults -- --run
 
 bench: ## measure; uses the release profile
 	@scripts/setup demo

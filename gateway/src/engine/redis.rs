@@ -186,6 +186,15 @@ pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, En
     Ok(Arc::new(engine))
 }
 
+/// Reads an entry as the log stores it (field `d` of the stream's entry at `position`): for tools and tests that
+/// look at a log beside a running gateway.
+///
+/// # Errors
+/// [`EngineError::Corrupt`] for anything that is no entry of a format that this gateway reads.
+pub fn decode_log_frame(position: Position, frame: &[u8]) -> Result<Entry, EngineError> {
+    frame::decode_entry(position, frame)
+}
+
 /// How old entries may be, in milliseconds; at least 1.
 fn age_ms(options: &Options) -> Millis {
     Millis::try_from(options.log_age_max.as_millis()).unwrap_or(Millis::MAX).max(1)
