@@ -153,6 +153,8 @@ async fn put_right(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Res
             rooms.applied(top).await.map_err(|error| error.to_string())?;
         }
         let connections = register_again(gateway, tenant, rooms).await?;
+        // Only those that are registered write records: so not before.
+        rooms.record_again().await.map_err(|error| error.to_string())?;
         tracing::info!(tenant = %tenant.tenant.id, connections, "registered again after a loss");
         Ok(())
     };

@@ -167,6 +167,14 @@ impl Outbox {
         self.state.lock().held.get_or_insert_default();
     }
 
+    /// Forgets what was held back: the client never got so far as to have it.
+    pub fn discard_held(&self) {
+        let mut state = self.state.lock();
+        if let Some(held) = state.held.take() {
+            state.bytes -= held.queue.iter().map(Bytes::len).sum::<usize>();
+        }
+    }
+
     /// Lets what was held back go, in order.
     pub fn release(&self) {
         let mut state = self.state.lock();
@@ -449,6 +457,17 @@ mod tests {
         assert_eq!(said(Some(8)), Some(at(9, None)));
         outbox.end(Close::Fenced);
         assert_eq!(said(Some(20)), Some(at(9, None)), "what came after its end went to others");
+    }
+
+    #[test]
+    fn what_was_held_back_for_a_client_that_did_not_get_in_is_forgotten() {
+        let (outbox, socket) = outbox(1000, OutboxLimits { bytes: 10, messages: 2 });
+        outbox.hold();
+        outbox.push_at(Bytes::from_static(b"12345678"), Cursor { position: Position { epoch: 1, seq: 9 }, part: None });
+        outbox.discard_held();
+        outbox.push(Bytes::from_static(b"abcdefgh"));
+        outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"abcdefgh", "its place is free again");
     }
 
     #[tokio::test]

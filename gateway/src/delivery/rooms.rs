@@ -89,12 +89,15 @@ pub struct Local {
     pub changed: Arc<Notify>,
     /// Does its own session take it out? Otherwise whoever says in the log that it is gone ends it.
     pub leaving: AtomicBool,
+    /// Was its session's record lost, maybe? Then its session writes it again.
+    pub unrecorded: AtomicBool,
 }
 
 enum Command {
     Attach { local: Arc<Local>, done: oneshot::Sender<()> },
     Detach { id: ConnectionId },
     Census { answer: oneshot::Sender<Census> },
+    Record,
 }
 
 /// The connections of a tenant on this node.
@@ -176,6 +179,14 @@ impl Rooms {
         let (answer, counted) = oneshot::channel();
         self.commands.send(Command::Census { answer }).await.map_err(|_| Ended)?;
         counted.await.map_err(|_| Ended)
+    }
+
+    /// Has every session of this node write its record again: the engine may have lost some.
+    ///
+    /// # Errors
+    /// The delivery has ended.
+    pub async fn record_again(&self) -> Result<(), Ended> {
+        self.commands.send(Command::Record).await.map_err(|_| Ended)
     }
 
     /// Makes a connection known, before its `Arrive` is committed.
@@ -361,6 +372,12 @@ impl State {
             }
             Command::Detach { id } => self.remove(&id),
             Command::Census { .. } => {}
+            Command::Record => {
+                for Member { local, .. } in self.connections.values() {
+                    local.unrecorded.store(true, Ordering::Release);
+                    local.changed.notify_one();
+                }
+            }
         }
     }
 

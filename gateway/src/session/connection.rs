@@ -220,6 +220,10 @@ impl Session {
         // Nothing of its own rooms comes before the welcome, and nothing live before what was missed.
         self.outbox.hold();
         let admitted = Box::pin(self.admit_held(tenant, identity, namespace, claim)).await;
+        if admitted.is_err() && self.connections.is_empty() {
+            // It would take what came live for all that there was, and come back from there.
+            self.outbox.discard_held();
+        }
         self.outbox.release();
         let recovered = admitted?;
         self.connected_hooks(tenant, namespace, auth, recovered).await;
@@ -250,6 +254,7 @@ impl Session {
             arrived: AtomicBool::new(false),
             changed: self.changed.clone(),
             leaving: AtomicBool::new(false),
+            unrecorded: AtomicBool::new(false),
         });
         // Known here before it is anywhere else, so that its arrival in the log finds it.
         let attached = rooms.attach(local.clone()).await.map_err(|error| unavailable(error.to_string()))?;
@@ -420,9 +425,13 @@ impl Session {
         self.keep_records_of(|_| true).await;
     }
 
-    /// Writes the records of those that others have joined to rooms, or taken out.
+    /// Writes the records of those that others have joined to rooms, or taken out, and those that may have been lost.
     pub(super) async fn keep_changed_records(&mut self) {
-        self.keep_records_of(|connection| mark(&connection.record(0).rooms) != connection.recorded).await;
+        let wanted = |connection: &Connection| {
+            let lost = connection.local.unrecorded.swap(false, Ordering::AcqRel);
+            lost || mark(&connection.record(0).rooms) != connection.recorded
+        };
+        self.keep_records_of(wanted).await;
     }
 
     async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool) {

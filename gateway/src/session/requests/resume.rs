@@ -7,6 +7,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Answer, Session, argument, invalid, unavailable};
+use crate::close::Close;
 use crate::commit::Cursor;
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
@@ -69,6 +70,15 @@ impl Session {
         };
         self.outbox.hold();
         let answer = self.rejoin(tenant, index, past).await;
+        let away = match &answer {
+            Err(refusal) => ["engine_unavailable", "outcome_unknown"].contains(&&*refusal.code),
+            Ok(answer) => matches!(answer, Err(Lost::Unavailable(_))),
+        };
+        if away {
+            // What comes live would move its position over what it missed: it comes back with the one it has.
+            self.outbox.discard_held();
+            self.outbox.end(Close::EngineUnavailable);
+        }
         self.outbox.release();
         answer
     }
