@@ -60,7 +60,7 @@ fn main() {
         let floor = Floor::start();
         let bare = LocalSet::new().block_on(&runtime, fan_out(Target::Floor(&floor), rooms, members));
         drop(floor);
-        let node = Node::start(&[tenant("bench", "bench", "")], SETTINGS);
+        let node = Node::start(&[tenant("bench", "bench", "")], SETTINGS, None);
         let ours = LocalSet::new().block_on(&runtime, fan_out(Target::Node(&node), rooms, members));
         for ((pace, bare), ours) in ["steady", "as fast as it goes"].into_iter().zip(bare).zip(ours) {
             println!("  {pace}: {ours}\n    bare writes: {bare}\n    ratio {:.2}", ours.cpu_us / bare.cpu_us);
@@ -248,7 +248,7 @@ impl Publisher<'_> {
 
 /// What the process grows by when so many clients connect and say nothing.
 async fn idle() {
-    let node = Node::start(&[tenant("bench", "bench", "")], SETTINGS);
+    let node = Node::start(&[tenant("bench", "bench", "")], SETTINGS, None);
     let connect = |n: usize| {
         let address = node.address;
         async move { Client::connect(address, "bench", &token("bench", &format!("user{n}"))).await }

@@ -34,7 +34,7 @@ const REPEATED: usize = 3;
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     let harm = format!("limits.connections_per_user = 1000\ncall_limits.cpu_ms = {LOOP_CPU_MS}");
-    let node = Node::start(&[tenant("good", "bench", ""), tenant("harm", "test-harm", &harm)], "");
+    let node = Node::start(&[tenant("good", "bench", ""), tenant("harm", "test-harm", &harm)], "", None);
     LocalSet::new().run_until(compare(&node)).await;
 }
 

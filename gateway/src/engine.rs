@@ -281,7 +281,8 @@ pub trait Engine: Send + Sync + 'static {
     /// A tenant's timers that were given up, latest first, at most `limit`.
     async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError>;
 
-    /// A session record that has not expired.
+    /// A session record that has not expired. Only a connection that is registered, before or with the commit, writes
+    /// one: another has gone, and the session may have gone on without it.
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError>;
 
     /// Who is in a room, in order, at most `limit`.

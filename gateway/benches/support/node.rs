@@ -25,8 +25,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts a node with these tenants, name and text, and waits until it accepts.
-    pub(crate) fn start(tenants: &[(String, String)], settings: &str) -> Node {
+    /// Starts a node with these tenants, name and text, on a Redis or embedded, and waits until it accepts.
+    pub(crate) fn start(tenants: &[(String, String)], settings: &str, redis_url: Option<&str>) -> Node {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the node");
         let tenants_dir = dir.path().join("tenants");
         std::fs::create_dir(&tenants_dir).expect("a folder for the tenants");
@@ -36,7 +36,12 @@ impl Node {
         let config = dir.path().join("postern.toml");
         std::fs::write(&config, settings).expect("a configuration");
         let other = std::env::var_os("POSTERN_BENCH_BINARY");
-        let mut child = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_postern").into()))
+        let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_postern").into()));
+        command.env_remove("REDIS_URL");
+        if let Some(url) = redis_url {
+            command.env("REDIS_URL", url);
+        }
+        let mut child = command
             .args(["serve", "--host", "127.0.0.1", "--port", "0", "--log", "info"])
             .arg("--config")
             .arg(&config)
@@ -44,7 +49,6 @@ impl Node {
             .arg(&tenants_dir)
             .arg("--data")
             .arg(dir.path().join("data"))
-            .env_remove("REDIS_URL")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

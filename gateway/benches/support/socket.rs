@@ -32,26 +32,42 @@ pub(crate) struct Reader {
 impl Client {
     /// Connects and waits for the welcome.
     pub(crate) async fn connect(address: SocketAddr, tenant: &str, token: &str) -> Client {
-        let mut stream = TcpStream::connect(address).await.expect("the node accepts");
-        stream.set_nodelay(true).expect("an option");
+        let stream = TcpStream::connect(address).await.expect("the node accepts");
+        let (client, welcome) = Client::greeted(stream, tenant, "", token).await.expect("the node answers");
+        assert!(welcome.starts_with("{\"event\":\"connected\""), "{welcome}");
+        client
+    }
+
+    /// Asks for a WebSocket, with a query or none, on a connection that is there, and waits for the first message.
+    pub(crate) async fn greeted(
+        mut stream: TcpStream,
+        tenant: &str,
+        query: &str,
+        token: &str,
+    ) -> io::Result<(Client, String)> {
+        stream.set_nodelay(true)?;
+        let address = stream.peer_addr()?;
         let request = format!(
-            "GET /t/{tenant}/ws HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\n\
+            "GET /t/{tenant}/ws?{query} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {token}\r\nconnection: upgrade\r\n\
              upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         );
-        stream.write_all(request.as_bytes()).await.expect("the request is sent");
+        stream.write_all(request.as_bytes()).await?;
         let mut bytes = Vec::with_capacity(READ_BYTES);
         let end = loop {
-            assert!(stream.read_buf(&mut bytes).await.expect("an answer") > 0, "the node closed the connection");
+            if stream.read_buf(&mut bytes).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
                 break end + 4;
             }
         };
         let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        assert!(head.starts_with("HTTP/1.1 101"), "no WebSocket: {head}");
+        if !head.starts_with("HTTP/1.1 101") {
+            return Err(io::Error::other(format!("no WebSocket: {head}")));
+        }
         let mut client = Client::of(stream, bytes, end);
-        let welcome = client.next().await.expect("a welcome");
-        assert!(welcome.starts_with("{\"event\":\"connected\""), "{welcome}");
-        client
+        let welcome = client.next().await.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok((client, welcome))
     }
 
     /// A client on a stream whose frames begin at `next` of what was read already.
@@ -62,7 +78,12 @@ impl Client {
 
     /// Sends an object.
     pub(crate) async fn send(&mut self, json: &str) {
-        self.writer.write_all(&frame(TEXT, json.as_bytes())).await.expect("the connection stays");
+        self.try_send(json).await.expect("the connection stays");
+    }
+
+    /// The same where the connection may have ended.
+    pub(crate) async fn try_send(&mut self, json: &str) -> io::Result<()> {
+        self.writer.write_all(&frame(TEXT, json.as_bytes())).await
     }
 
     /// The next message; `None` when the connection has ended.

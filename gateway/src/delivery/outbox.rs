@@ -144,8 +144,10 @@ impl Outbox {
         frames: impl FnOnce(Option<Cursor>) -> Bytes,
     ) {
         let mut state = self.state.lock();
-        // Read under the lock: what is pushed meanwhile comes behind this.
-        let handed_out = if state.held.is_none() { handed_out() } else { None };
+        // Read under the lock: what is pushed meanwhile comes behind this. To a connection that is ended nothing is
+        // handed out any more, so what others were given says nothing of how far it has come.
+        let follows = state.held.is_none() && state.end.is_none();
+        let handed_out = if follows { handed_out() } else { None };
         let whole = handed_out.map(|position| Cursor { position, part: None });
         state.reached = match (state.reached, whole) {
             (Some(reached), Some(whole)) if reached.position > whole.position => Some(reached),
@@ -445,6 +447,8 @@ mod tests {
         assert_eq!(said(Some(9)), Some(at(7, None)));
         outbox.release();
         assert_eq!(said(Some(8)), Some(at(9, None)));
+        outbox.end(Close::Fenced);
+        assert_eq!(said(Some(20)), Some(at(9, None)), "what came after its end went to others");
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::commit::{Cursor, Entry, Position, Publication, SessionRecord};
+use crate::commit::{Cursor, Effect, Entry, Position, Publication, SessionRecord};
 use crate::connection::upgrade::Protocol;
 use crate::delivery::outbox::Outbox;
 use crate::delivery::rooms::{Dialect, Place};
@@ -127,7 +127,7 @@ impl Past {
         let heard = record.heard.filter(counts).map(|position| Cursor { position, part: None });
         let mut lost = Lost::Gone;
         for since in claim.since.into_iter().chain(heard) {
-            match read_after(engine, tenant, since).await {
+            match read_after(engine, tenant, since, &record).await {
                 Ok((entries, read)) => {
                     let rooms = Thread::new(&record, &entries).rooms();
                     let rooms: Vec<_> = rooms.into_iter().take(limits.rooms_per_connection).collect();
@@ -163,7 +163,9 @@ impl Past {
             let Range::Entries(page) = range else { return Err(Lost::Gone) };
             // The entry was committed: where it is not, the log has lost it.
             self.read = page.last().ok_or(Lost::Gone)?.position;
-            self.entries.extend(page.into_iter().filter(|entry| entry.position <= until));
+            let record = &self.record;
+            let read = page.into_iter().filter(|entry| entry.position <= until && concerns(entry, record));
+            self.entries.extend(read);
             if self.entries.len() > ENTRIES_MAX {
                 return Err(Lost::TooMuch);
             }
@@ -212,19 +214,21 @@ async fn read_after(
     engine: &dyn Engine,
     tenant: &TenantId,
     since: Cursor,
+    record: &SessionRecord,
 ) -> Result<(Vec<Arc<Entry>>, Position), Lost> {
     let mut read = since.position;
     if since.part.is_some() {
         read.seq = read.seq.checked_sub(1).ok_or(Lost::Gone)?;
     }
-    let mut entries: Vec<Arc<Entry>> = Vec::new();
+    let (mut entries, mut count) = (Vec::<Arc<Entry>>::new(), 0);
     loop {
         let range = engine.range(tenant, read, ENTRIES_PER_PAGE).await.map_err(Lost::Unavailable)?;
         let Range::Entries(page) = range else { return Err(Lost::Gone) };
         let last = page.len() < ENTRIES_PER_PAGE;
         read = page.last().map_or(read, |entry| entry.position);
-        entries.extend(page);
-        if entries.len() > ENTRIES_MAX {
+        count += page.len();
+        entries.extend(page.into_iter().filter(|entry| concerns(entry, record)));
+        if count > ENTRIES_MAX {
             return Err(Lost::TooMuch);
         }
         if last {
@@ -235,4 +239,65 @@ async fn read_after(
         return Err(Lost::Gone);
     }
     Ok((entries, read))
+}
+
+/// May the entry matter to a session? When many come back at once, most of what they missed is each other's coming and
+/// going: an arrival's entry speaks of that connection only, and being gone alone moves nobody else.
+fn concerns(entry: &Entry, record: &SessionRecord) -> bool {
+    let mut others_arrival = false;
+    let mut memberships = false;
+    for effect in &entry.effects {
+        match effect {
+            Effect::Publish(publication) if publication.room.namespace() == &*record.namespace => return true,
+            Effect::Arrive { subject, .. } if *subject == record.subject => return true,
+            Effect::Arrive { .. } => others_arrival = true,
+            Effect::Join { .. } | Effect::Leave { .. } => memberships = true,
+            Effect::Publish(_) | Effect::Gone { .. } | Effect::Disconnect { .. } => {}
+        }
+    }
+    memberships && !others_arrival
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commit::{Grant, Who};
+    use crate::event::Payload;
+
+    #[test]
+    fn others_coming_and_going_is_not_looked_at_again_and_all_else_is() {
+        let record = SessionRecord {
+            session: "s".into(),
+            connection: "c1".into(),
+            subject: "bob".into(),
+            namespace: "/".into(),
+            claims: "{}".into(),
+            rooms: Default::default(),
+            ttl_ms: 1,
+            heard: None,
+        };
+        let room = |name: &str| Room::parse(name).unwrap();
+        let arrive =
+            |id: &str, subject: &str| Effect::Arrive { id: id.into(), subject: subject.into(), namespace: "/".into() };
+        let join =
+            |id: &str| Effect::Join { who: Who::Connection(id.into()), room: room("a:1"), grant: Grant::default() };
+        let gone = |id: &str| Effect::Gone { id: id.into() };
+        let say = |name: &str| {
+            let (event, data) = ("said".into(), Payload::empty());
+            Effect::Publish(Publication { room: room(name), event, data, except: None })
+        };
+        for (effects, expected) in [
+            (vec![arrive("x2", "eve"), join("x2"), gone("x1")], false),
+            (vec![gone("x1")], false),
+            (vec![say("/events#a")], false),
+            (vec![arrive("c2", "bob"), gone("c1"), join("c2")], true),
+            (vec![join("c1")], true),
+            (vec![join("x1")], true),
+            (vec![gone("x1"), say("a:1")], true),
+            (vec![arrive("x2", "eve"), say("a:1")], true),
+        ] {
+            let entry = Entry { position: Position { epoch: 1, seq: 1 }, at: 0, effects, presence: Vec::new() };
+            assert_eq!(concerns(&entry, &record), expected, "{entry:?}");
+        }
+    }
 }

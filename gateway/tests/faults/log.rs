@@ -157,10 +157,8 @@ impl State {
                 log.survivors.insert(before.epoch, Some(before.seq));
             }
             // The log begins with this epoch: nothing that was before outlived it.
-            None if position.epoch > log.newest => {
-                if log.newest > 0 {
-                    log.survivors.entry(log.newest).or_insert(None);
-                }
+            None if position.epoch > log.newest && log.newest > 0 => {
+                log.survivors.entry(log.newest).or_insert(None);
             }
             _ => {}
         }

@@ -122,6 +122,7 @@ macro_rules! engine_suite {
                 a_node_that_reports_is_one_of_the_nodes,
                 rooms_of_tenants_are_apart,
                 a_session_record_lives_as_long_as_its_last_write_said,
+                a_connection_that_is_gone_does_not_write_the_session_of_its_successor,
                 sessions_of_tenants_are_apart,
                 an_artifact_is_found_by_its_digest,
                 a_running_engine_says_that_it_is_ready,

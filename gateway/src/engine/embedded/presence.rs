@@ -51,6 +51,11 @@ impl Presence {
         std::mem::take(&mut self.changes)
     }
 
+    /// Is the connection there?
+    pub(super) fn has(&self, id: &ConnectionId) -> bool {
+        self.connections.contains_key(id)
+    }
+
     /// All connections.
     pub(super) fn connections(&self) -> Vec<ConnectionId> {
         self.connections.keys().cloned().collect()

@@ -93,10 +93,8 @@ impl Stream {
         if let Some(position) = inner.done.position(&commit.id) {
             return position;
         }
-        if let Some(record) = &commit.session {
-            let session = Session { record: record.clone(), expires: now.saturating_add(record.ttl_ms) };
-            inner.sessions.insert(Arc::clone(&record.session), session);
-        }
+        let record = commit.session.as_ref();
+        let was_there = record.is_some_and(|record| inner.presence.has(&record.connection));
         if !commit.effects.is_empty() {
             for effect in &commit.effects {
                 inner.presence.apply(effect);
@@ -104,6 +102,11 @@ impl Stream {
             let presence = inner.presence.take_changes();
             inner.log.push(now, commit.effects.clone(), presence);
             inner.feeders.retain_mut(|feeder| feeder.offer(&inner.log));
+        }
+        // A connection that others took out has no say in the session any more.
+        if let Some(record) = record.filter(|record| was_there || inner.presence.has(&record.connection)) {
+            let session = Session { record: record.clone(), expires: now.saturating_add(record.ttl_ms) };
+            inner.sessions.insert(Arc::clone(&record.session), session);
         }
         let position = inner.log.top();
         inner.done.insert(&commit.id, position, now);

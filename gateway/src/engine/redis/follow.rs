@@ -99,10 +99,13 @@ impl Log {
         if let Some((position, _)) = before.first() {
             return Ok(*position);
         }
-        match self.page("XRANGE", "-", "+", 1).await?.first() {
-            Some((position, _)) => Ok(*position),
-            None => self.top().await,
+        if let Some((position, _)) = self.page("XRANGE", "-", "+", 1).await?.first() {
+            return Ok(*position);
         }
+        // Where there is no log, asking for its top begins one. Others may have written to it by then: it is gone
+        // on with from where it begins, not from its top.
+        let top = self.top().await?;
+        Ok(self.page("XRANGE", "-", "+", 1).await?.first().map_or(top, |(position, _)| *position))
     }
 
     /// The latest entries that publish to a room, oldest first.

@@ -115,7 +115,7 @@ struct Packed<'a>(
     Vec<(&'static str, &'a str, usize, i64)>,
     Vec<(String, i64, &'a str)>,
     Vec<Vec<String>>,
-    Option<(&'a str, usize, i64)>,
+    Option<(&'a str, usize, i64, &'a str)>,
     Option<(String, &'a str)>,
     Option<&'a str>,
     &'a str,
@@ -158,7 +158,10 @@ pub(super) fn encode_changes(
     });
     let writes = writes.collect();
     let session = match session {
-        Some(record) => Some((&*record.session, number(encode(record)?.into()), ahead(record.ttl_ms))),
+        Some(record) => {
+            let value = number(encode(record)?.into());
+            Some((&*record.session, value, ahead(record.ttl_ms), record.connection.as_str()))
+        }
         None => None,
     };
     let timers = timers.iter().map(|(key, change)| match change {

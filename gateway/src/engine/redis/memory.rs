@@ -17,11 +17,11 @@ use crate::engine::log::{Limits, Log};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
-/// Entries of a tenant, at most.
-const TENANT_ENTRIES_MAX: usize = 512;
+/// Entries of a tenant, at most: as many as one session reads that comes back.
+const TENANT_ENTRIES_MAX: usize = 20_000;
 
 /// Bytes of a tenant, about, at most; its latest entry stays, however large.
-const TENANT_BYTES_MAX: usize = 256 * 1024;
+const TENANT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Bytes of all tenants, about; a tenant that gets an entry beyond it keeps that entry only.
 const NODE_BYTES_MAX: usize = 256 * 1024 * 1024;

@@ -36,11 +36,11 @@ fn closes(history: &History, verdict: &mut Verdict) {
             Record::Event(Event::Member { c, on: true, .. } | Event::On { c, .. }) => {
                 on.insert(*c);
             }
-            Record::Event(Event::Off { c, code, own, .. }) => {
-                // Who was not in yet was refused, not closed.
-                if on.remove(c) && !own && !history.allowed.closes.contains(&code.as_str()) {
-                    verdict.violation("I9", || format!("c{c} was closed with {code}"));
-                }
+            // Who was not in yet was refused, not closed.
+            Record::Event(Event::Off { c, code, own, .. })
+                if on.remove(c) && !own && !history.allowed.closes.contains(&code.as_str()) =>
+            {
+                verdict.violation("I9", || format!("c{c} was closed with {code}"));
             }
             _ => {}
         }

@@ -298,6 +298,7 @@ pub(crate) async fn a_session_record_lives_as_long_as_its_last_write_said<F: Fix
     let acme = Tenant::of(fixture.engine(), acme());
     let elsewhere = fixture.another().await;
     let save = |record: SessionRecord| Commit { session: Some(record), ..nothing() };
+    acme.apply(arrive("c1", "bob", "/")).await;
     let first = session("secret", &["flat:a1"], 400);
     acme.apply(save(first.clone())).await;
     assert_eq!(elsewhere.session(&acme.id, "secret").await.unwrap(), Some(first));
@@ -312,14 +313,32 @@ pub(crate) async fn a_session_record_lives_as_long_as_its_last_write_said<F: Fix
     assert_eq!(elsewhere.session(&acme.id, "secret").await.unwrap(), None);
 }
 
+pub(crate) async fn a_connection_that_is_gone_does_not_write_the_session_of_its_successor<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    let of = |connection: &str, rooms: &[&str]| {
+        Some(SessionRecord { connection: connection.into(), ..session("secret", rooms, 60_000) })
+    };
+    acme.apply(Commit { session: of("c1", &[]), ..arrive("c1", "bob", "/") }).await;
+    let successor = of("c2", &["flat:a1"]);
+    let mut resumed = arrive("c2", "bob", "/");
+    resumed.effects.extend(gone("c1").effects);
+    acme.apply(Commit { session: successor.clone(), ..resumed }).await;
+    acme.apply(Commit { session: of("c1", &["flat:old"]), ..nothing() }).await;
+    assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), successor);
+    let last = of("c2", &["flat:last"]);
+    acme.apply(Commit { session: last.clone(), ..gone("c2") }).await;
+    assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), last, "it writes its own last word");
+}
+
 pub(crate) async fn sessions_of_tenants_are_apart<F: Fixture>() {
     let fixture = F::start().await;
     let acme = Tenant::of(fixture.engine(), acme());
     let record = session("secret", &["flat:a1"], 60_000);
-    acme.apply(Commit { session: Some(record.clone()), ..nothing() }).await;
+    acme.apply(Commit { session: Some(record.clone()), ..arrive("c1", "bob", "/") }).await;
     assert_eq!(acme.engine.session(&globex(), "secret").await.unwrap(), None);
     let other = Tenant::of(fixture.engine(), globex());
-    other.apply(Commit { session: Some(session("secret", &[], 60_000)), ..nothing() }).await;
+    other.apply(Commit { session: Some(session("secret", &[], 60_000)), ..arrive("c1", "bob", "/") }).await;
     assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), Some(record));
 }
 

@@ -50,7 +50,11 @@ impl Sentinels {
     /// Makes the Sentinels hand over to the replica, and waits until it is the master.
     pub(crate) fn fail_over(&self) {
         self.sentinels[0].command(&["SENTINEL", "FAILOVER", SERVICE]);
-        wait("the replica is promoted", || info(&self.servers[1], "replication").contains("role:master"));
+        // Sentinels cut the clients of a server whose role they change, whoever asks included.
+        wait("the replica is promoted", || {
+            let info = self.servers[1].try_command(&["INFO", "replication"]).map(redis::from_redis_value::<String>);
+            matches!(info, Ok(Ok(info)) if info.contains("role:master"))
+        });
     }
 
     /// Makes the Sentinels name the second server, which they know nothing else of.

@@ -117,7 +117,8 @@ impl RedisServer {
         self.try_command(words).unwrap()
     }
 
-    fn try_command(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
+    /// As [`command`](RedisServer::command), where the server may not answer.
+    pub(crate) fn try_command(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
         let mut connection = redis::Client::open(self.url())?.get_connection_with_timeout(Duration::from_secs(1))?;
         redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
     }

@@ -132,13 +132,8 @@ if changes then
     end
   end
 
-  if session then
-    if session[3] > 0 then
-      call('SET', base .. 's:' .. session[1], ARGV[11 + session[2]], 'PX', whole(session[3]))
-    else
-      call('DEL', base .. 's:' .. session[1])
-    end
-  end
+  -- A connection that others took out has no say in the session any more: its successor may have gone on with it.
+  local own_session = session and call('HEXISTS', base .. 'c', session[4]) == 1
 
   -- Presence.
 
@@ -171,6 +166,14 @@ if changes then
       end
     end
     turns = people.changes()
+  end
+
+  if session and (own_session or call('HEXISTS', base .. 'c', session[4]) == 1) then
+    if session[3] > 0 then
+      call('SET', base .. 's:' .. session[1], ARGV[11 + session[2]], 'PX', whole(session[3]))
+    else
+      call('DEL', base .. 's:' .. session[1])
+    end
   end
 end
 
