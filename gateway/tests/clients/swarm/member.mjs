@@ -6,6 +6,8 @@ import { PlainLine, SocketIoLine } from './lines.mjs';
 
 const RETRY_MS = [100, 1_000];
 const ANSWER_WITHIN_MS = 80;
+/** How long a client that was told of a loss stays where it is. */
+const SETTLED_AFTER_LOSS_MS = 2_000;
 
 /** What a publication of the swarm says; the hash covers all that must not be mixed up. */
 export function body(by, n, room) {
@@ -182,6 +184,8 @@ export class Member {
     } else if (event === 'reset') {
       // With `recovered` it is the other half of an answer to `resume`.
       if (data?.recovered !== undefined) return;
+      // It stays a moment: what the node has to write again after a loss is not there at once.
+      this.#hopAt = Math.max(this.#hopAt, Date.now() + SETTLED_AFTER_LOSS_MS);
       if (this.line.welcomed) record('reset', { c: this.id, pos: data?.pos ?? null });
       else record('bad', { c: this.id, what: 'told of a loss before it was let in', data });
     } else if (event.startsWith('presence:')) {

@@ -172,7 +172,9 @@ impl Truth {
             let places = self.tenants.entry(member.tenant.clone()).or_default();
             let key = format!("{}/c{c}:{first}", member.tenant);
             let at = rooms.first().and_then(|room| places.of.get(&(room.clone(), key)));
-            if let Some(pos) = at.and_then(|at| at.first()) {
+            // What was lost says nothing: an old master may go on for a while beside the new one.
+            let kept = |pos: &&Pos| history.logs.get(&member.tenant).is_none_or(|log| log.fate(**pos) == Fate::Kept);
+            if let Some(pos) = at.and_then(|at| at.iter().find(kept)) {
                 places.later.push((*t, Pos { part: 0, ..*pos }));
             }
         }

@@ -32,6 +32,10 @@ struct Stream<'a> {
     away: Option<Option<Pos>>,
     /// A loss that it must have been told of, if it turns out to be recovered.
     passed: Option<String>,
+    /// What came meanwhile of rooms that it is not in, as far as it knows.
+    strays: Vec<(String, Pos)>,
+    /// May the log have lost memberships?
+    loss: bool,
 }
 
 pub(super) fn check(history: &History, members: &HashMap<ClientNo, Member>, truth: &Truth, verdict: &mut Verdict) {
@@ -52,6 +56,8 @@ pub(super) fn check(history: &History, members: &HashMap<ClientNo, Member>, trut
             told: false,
             away: None,
             passed: None,
+            strays: Vec::new(),
+            loss: history.allowed.loss && !log.survivors.is_empty(),
         };
         streams.insert(*client, stream);
     }
@@ -130,6 +136,8 @@ impl Stream<'_> {
         }
         if let Some(stay) = self.rooms.get_mut(&got.room) {
             stay.got.insert(pos);
+        } else if self.away.is_some() {
+            self.strays.push((got.room.clone(), pos));
         } else if self.unclear.contains(&got.room) {
             // The join was applied before it was answered: from here on the room is owed.
             if !self.left_unclear(&got.room) {
@@ -152,6 +160,15 @@ impl Stream<'_> {
             Event::Off { .. } => self.away = Some(self.last),
             Event::On { t, recovered: Some(true), rooms, refused, .. } => {
                 self.away = None;
+                // Some may be of before a leave that is not answered, or that was lost.
+                for (room, pos) in std::mem::take(&mut self.strays) {
+                    let known =
+                        self.unclear.contains(&room) || rooms.as_ref().is_some_and(|rooms| rooms.contains(&room));
+                    if !known {
+                        verdict
+                            .violation("I2", || format!("{} received {pos} in {room}, where it is not", self.name()));
+                    }
+                }
                 if let Some(text) = self.passed.take() {
                     verdict.violation("I2", || text);
                 }
@@ -161,7 +178,8 @@ impl Stream<'_> {
                     let gone: Vec<_> = self.rooms.keys().filter(|room| !rooms.contains(room)).cloned().collect();
                     for room in gone {
                         self.close(&room, self.last, verdict);
-                        if !refused.contains(&room) {
+                        // A join that the log lost: the client is told by what it is in.
+                        if !refused.contains(&room) && !self.loss {
                             verdict.violation("I2", || format!("{} recovered without {room}", self.name()));
                         }
                     }
@@ -172,6 +190,7 @@ impl Stream<'_> {
                 let until = self.away.take().unwrap_or(self.last);
                 self.close_all(until, verdict);
                 self.passed = None;
+                self.strays.clear();
                 self.unclear.clear();
                 self.told = true;
             }
