@@ -111,7 +111,9 @@ impl From<CallError> for Undecided {
 }
 
 fn engine_unavailable(message: &str) -> Undecided {
-    let text = format!("the engine is not available: {message}");
+    // Names of servers are for the log, not for clients.
+    tracing::debug!(message, "the engine is not available");
+    let text = "the engine is not available";
     Undecided::Engine(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("engine_unavailable", text) })
 }
 

@@ -238,7 +238,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Follows a tenant's log from its present top. One feed per tenant and node is enough.
     async fn follow(&self, tenant: &TenantId) -> Result<Follower, EngineError>;
 
-    /// The entries after a position, at most `limit`.
+    /// The entries after a position, at most `limit`; fewer where they are large. None: there are no more.
     async fn range(&self, tenant: &TenantId, after: Position, limit: usize) -> Result<Range, EngineError>;
 
     /// The latest publications of a room that the log still holds, before `before` if given,

@@ -21,7 +21,7 @@ use crate::decision::plugin::Host;
 use crate::decision::token::Verifier;
 use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, Health};
 use crate::limits::UserRates;
 use crate::presence;
 use crate::session::NAMESPACES_MAX;
@@ -143,6 +143,13 @@ impl LiveTenant {
 
     /// Its delivery on this node; follows the tenant's log from the first connection on.
     pub async fn rooms(self: &Arc<Self>, gateway: &Arc<Gateway>) -> Result<&Rooms, EngineError> {
+        if let Some(rooms) = self.rooms.get() {
+            return Ok(rooms);
+        }
+        // Those that come while the engine is away do not wait one behind the other.
+        if let Health::Down { why, .. } = &*gateway.engine.health(&self.tenant.id).borrow() {
+            return Err(EngineError::Unavailable(why.to_string()));
+        }
         self.rooms
             .get_or_try_init(|| async {
                 let follower = gateway.engine.follow(&self.tenant.id).await?;

@@ -55,6 +55,8 @@ struct State {
     limits: OutboxLimits,
     /// The first piece is on the wire in part: it must be ended before anything else is written.
     front_begun: bool,
+    /// Is what others push forgotten?
+    muted: bool,
     /// The session is done: nothing is taken any more.
     sealed: bool,
 }
@@ -97,6 +99,7 @@ impl Outbox {
                 end: None,
                 limits,
                 front_begun: false,
+                muted: false,
                 sealed: false,
             }),
             writer: Notify::new(),
@@ -164,12 +167,16 @@ impl Outbox {
 
     /// Holds back what is pushed from now on, within the same limits, until [`release`](Outbox::release).
     pub fn hold(&self) {
-        self.state.lock().held.get_or_insert_default();
+        let mut state = self.state.lock();
+        state.muted = false;
+        state.held.get_or_insert_default();
     }
 
-    /// Forgets what was held back: the client never got so far as to have it.
+    /// Forgets what was held back, and what comes until the next [`hold`](Outbox::hold): the client did not get so far
+    /// as to have it.
     pub fn discard_held(&self) {
         let mut state = self.state.lock();
+        state.muted = true;
         if let Some(held) = state.held.take() {
             state.bytes -= held.queue.iter().map(Bytes::len).sum::<usize>();
         }
@@ -187,7 +194,7 @@ impl Outbox {
     }
 
     fn put(&self, mut state: MutexGuard<'_, State>, frames: Bytes, may_hold: bool) -> bool {
-        if state.sealed || state.end == Some(Close::Slow) {
+        if state.sealed || state.end == Some(Close::Slow) || (state.muted && may_hold) {
             return false;
         }
         let messages = state.queue.len() + state.held.as_ref().map_or(0, |held| held.queue.len());
@@ -465,8 +472,12 @@ mod tests {
         outbox.hold();
         outbox.push_at(Bytes::from_static(b"12345678"), Cursor { position: Position { epoch: 1, seq: 9 }, part: None });
         outbox.discard_held();
-        outbox.push(Bytes::from_static(b"abcdefgh"));
+        outbox.push(Bytes::from_static(b"late"));
         outbox.flush();
+        assert_eq!(*socket.taken.lock(), b"", "what comes behind it is forgotten, too");
+        outbox.hold();
+        outbox.push(Bytes::from_static(b"abcdefgh"));
+        outbox.release();
         assert_eq!(*socket.taken.lock(), b"abcdefgh", "its place is free again");
     }
 

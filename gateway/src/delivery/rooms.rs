@@ -89,6 +89,8 @@ pub struct Local {
     pub changed: Arc<Notify>,
     /// Does its own session take it out? Otherwise whoever says in the log that it is gone ends it.
     pub leaving: AtomicBool,
+    /// Has somebody else said in the log that it is gone?
+    pub gone: AtomicBool,
     /// Was its session's record lost, maybe? Then its session writes it again.
     pub unrecorded: AtomicBool,
 }
@@ -508,6 +510,7 @@ impl State {
         if let Some(Member { local, .. }) = self.connections.get(id)
             && !local.leaving.load(Ordering::Acquire)
         {
+            local.gone.store(true, Ordering::Release);
             local.outbox.end(Close::Fenced);
         }
         self.remove(id);

@@ -219,24 +219,32 @@ impl Session {
         };
         // Nothing of its own rooms comes before the welcome, and nothing live before what was missed.
         self.outbox.hold();
-        let admitted = Box::pin(self.admit_held(tenant, identity, namespace, claim)).await;
-        if admitted.is_err() && self.connections.is_empty() {
-            // It would take what came live for all that there was, and come back from there.
-            self.outbox.discard_held();
+        let mut attached = false;
+        let admitted = Box::pin(self.admit_held(tenant, identity, namespace, claim, &mut attached)).await;
+        match &admitted {
+            Err((close, _)) if attached && *close == Close::EngineUnavailable => {
+                // It may have arrived, and would take what came live for all that there was, and come back from there. Its
+                // other namespaces come back with it.
+                self.outbox.discard_held();
+                if !self.connections.is_empty() {
+                    self.outbox.end(*close);
+                }
+            }
+            _ => self.outbox.release(),
         }
-        self.outbox.release();
         let recovered = admitted?;
         self.connected_hooks(tenant, namespace, auth, recovered).await;
         Ok(())
     }
 
-    /// Answers whether a session goes on that was there before.
+    /// Answers whether a session goes on that was there before; and whether the delivery knew of the connection.
     async fn admit_held(
         &mut self,
         tenant: &Arc<LiveTenant>,
         identity: Identity,
         namespace: &Arc<str>,
         claim: Option<Claim>,
+        was_attached: &mut bool,
     ) -> Result<bool, Refused> {
         let rooms = tenant.rooms(&self.gateway).await.map_err(|error| unavailable(error.to_string()))?;
         let expires = expiry(&identity);
@@ -254,10 +262,12 @@ impl Session {
             arrived: AtomicBool::new(false),
             changed: self.changed.clone(),
             leaving: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
             unrecorded: AtomicBool::new(false),
         });
         // Known here before it is anywhere else, so that its arrival in the log finds it.
         let attached = rooms.attach(local.clone()).await.map_err(|error| unavailable(error.to_string()))?;
+        *was_attached = true;
         let heard = back.past().map_or_else(|| rooms.position(), |past| past.since.whole());
         let record = SessionRecord {
             session: session.clone(),
@@ -351,6 +361,9 @@ impl Session {
         let Some(Ok(past)) = &mut back.result else { return Ok(Vec::new()) };
         let read = past.read_until(&*self.gateway.engine, &tenant.tenant.id, arrived).await;
         read.map_err(|lost| lost.to_string())?;
+        if past.was_moved(arrived) {
+            return Err("the session's rooms changed while it came back".into());
+        }
         let joined = decided.joined.iter().map(|(room, _)| room).filter(|room| past.rooms.contains(room));
         let joined = joined.cloned().collect();
         let frames = past.frames(self.language.dialect(), joined, Vec::new(), arrived, &tenant.tenant.limits);
@@ -476,6 +489,9 @@ impl Session {
         let Some(tenant) = &self.tenant else { return };
         // Before the commit: what the log says of it then is no news.
         connection.local.leaving.store(true, Ordering::Release);
+        // A socket ends as a whole when one of its connections was taken out: the others were not.
+        let taken_out = connection.local.gone.load(Ordering::Acquire);
+        let close = if close == Close::Fenced && !taken_out { Close::ConnectionLost } else { close };
         Departure::of(&self.gateway, tenant, &connection.client, &connection.session, close).depart().await;
     }
 }
@@ -510,8 +526,10 @@ fn auth_without_secrets(auth: Option<&str>) -> serde_json::Value {
     auth
 }
 
-fn unavailable(message: impl Into<String>) -> Refused {
-    let (close, refusal) = refused(Close::EngineUnavailable, message);
+fn unavailable(why: impl std::fmt::Display) -> Refused {
+    // Names of servers are for the log, not for clients.
+    tracing::debug!(%why, "a client could not come in");
+    let (close, refusal) = refused(Close::EngineUnavailable, "the engine is not available");
     (close, Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..refusal })
 }
 

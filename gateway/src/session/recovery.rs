@@ -24,6 +24,13 @@ const ENTRIES_PER_PAGE: usize = 500;
 /// Entries that one resume reads at most; a client that missed more starts anew.
 const ENTRIES_MAX: usize = 20_000;
 
+/// What those entries publish, in bytes at most; to whatever rooms.
+const ENTRIES_BYTES_MAX: usize = 64 << 20;
+
+/// What a publication takes beside what it carries when it is written, in bytes at most; names of events and rooms come
+/// with it.
+const FRAME_OVERHEAD_BYTES: usize = 256;
+
 /// What a client says of the session that it comes back to.
 pub struct Claim {
     /// The session's secret name. Not to be logged.
@@ -64,7 +71,9 @@ pub(super) enum Lost {
     #[error("the log does not reach back to this position")]
     Gone,
     /// More than it may be sent at once.
-    #[error("more was missed than fits the outbox (settings limits.outbox_messages, limits.outbox_bytes)")]
+    #[error(
+        "more was missed than fits (settings limits.outbox_messages, limits.outbox_bytes, limits.rooms_per_connection)"
+    )]
     TooMuch,
     /// Nobody can say now.
     #[error("{0}")]
@@ -130,7 +139,10 @@ impl Past {
             match read_after(engine, tenant, since, &record).await {
                 Ok((entries, read)) => {
                     let rooms = Thread::new(&record, &entries).rooms();
-                    let rooms: Vec<_> = rooms.into_iter().take(limits.rooms_per_connection).collect();
+                    if rooms.len() > limits.rooms_per_connection {
+                        return Err(Lost::TooMuch);
+                    }
+                    let rooms: Vec<_> = rooms.into_iter().collect();
                     let past = Past { record, since, rooms, entries, read };
                     past.check_size(limits)?;
                     return Ok(past);
@@ -147,7 +159,12 @@ impl Past {
     /// Before anything is changed: a client that gets only a part of it gets nothing.
     fn check_size(&self, limits: &Limits) -> Result<(), Lost> {
         let missed = self.missed(self.rooms.clone(), Vec::new(), self.read);
-        let bytes: usize = missed.iter().map(|(publication, _)| publication.data.bytes()).sum();
+        let written = |publication: &Publication| {
+            let names = publication.event.len() + publication.room.as_str().len();
+            // Binary attachments are base64 for plain clients: a third more.
+            FRAME_OVERHEAD_BYTES + names + publication.data.bytes() + publication.data.bytes() / 2
+        };
+        let bytes: usize = missed.iter().map(|(publication, _)| written(publication)).sum();
         fits(missed.len(), bytes, limits)
     }
 
@@ -171,6 +188,12 @@ impl Past {
             }
         }
         Ok(())
+    }
+
+    /// Did others move the session while it came back, after it was looked at and before this entry?
+    pub(super) fn was_moved(&self, before: Position) -> bool {
+        let entries: Vec<_> = self.entries.iter().filter(|entry| entry.position < before).cloned().collect();
+        !Thread::new(&self.record, &entries).rooms().into_iter().eq(self.rooms.iter().cloned())
     }
 
     /// What was missed, encoded. `joined` rooms are live from the end of what was read on, `held` ones and the gateway's
@@ -220,15 +243,17 @@ async fn read_after(
     if since.part.is_some() {
         read.seq = read.seq.checked_sub(1).ok_or(Lost::Gone)?;
     }
-    let (mut entries, mut count) = (Vec::<Arc<Entry>>::new(), 0);
+    let (mut entries, mut count, mut bytes) = (Vec::<Arc<Entry>>::new(), 0, 0);
     loop {
         let range = engine.range(tenant, read, ENTRIES_PER_PAGE).await.map_err(Lost::Unavailable)?;
         let Range::Entries(page) = range else { return Err(Lost::Gone) };
-        let last = page.len() < ENTRIES_PER_PAGE;
+        let last = page.is_empty();
         read = page.last().map_or(read, |entry| entry.position);
         count += page.len();
-        entries.extend(page.into_iter().filter(|entry| concerns(entry, record)));
-        if count > ENTRIES_MAX {
+        let page: Vec<_> = page.into_iter().filter(|entry| concerns(entry, record)).collect();
+        bytes += page.iter().map(|entry| published_bytes(entry)).sum::<usize>();
+        entries.extend(page);
+        if count > ENTRIES_MAX || bytes > ENTRIES_BYTES_MAX {
             return Err(Lost::TooMuch);
         }
         if last {
@@ -239,6 +264,14 @@ async fn read_after(
         return Err(Lost::Gone);
     }
     Ok((entries, read))
+}
+
+fn published_bytes(entry: &Entry) -> usize {
+    let published = |effect: &Effect| match effect {
+        Effect::Publish(publication) => publication.data.bytes(),
+        _ => 0,
+    };
+    entry.effects.iter().map(published).sum()
 }
 
 /// May the entry matter to a session? When many come back at once, most of what they missed is each other's coming and

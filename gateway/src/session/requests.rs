@@ -93,7 +93,10 @@ fn invalid(message: impl Into<String>) -> Refusal {
 
 /// The engine could not be asked; the next try may find it.
 fn unavailable(error: &EngineError) -> Refusal {
-    Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..Refusal::new("engine_unavailable", error.to_string()) }
+    // Names of servers are for the log, not for clients.
+    tracing::debug!(%error, "the engine could not be asked");
+    let text = "the engine is not available";
+    Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..Refusal::new("engine_unavailable", text) }
 }
 
 /// The first argument as this request's own type.

@@ -28,6 +28,18 @@ const PAGE_ENTRIES: usize = 500;
 /// A log that says nothing for so long is looked at: a message may have been lost where nobody saw it.
 const QUIET_MAX: Duration = Duration::from_secs(20);
 
+/// Entries of the first page that is read of a log; the next are larger or smaller as their bytes say.
+const FIRST_PAGE_ENTRIES: usize = 64;
+
+/// A page with fewer bytes is followed by a larger one.
+const PAGE_BYTES_MIN: usize = 128 * 1024;
+
+/// A page with more bytes is followed by a smaller one: the connection carries all tenants' commits.
+const PAGE_BYTES_MAX: usize = 512 * 1024;
+
+/// Bytes of entries that are read at a time; the entry that goes beyond is the last.
+const RANGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Log entries that [`history`] looks at, at most.
 const HISTORY_SCAN_MAX: usize = 20_000;
 
@@ -73,14 +85,17 @@ impl Log {
     pub(super) async fn range(&self, after: Position, limit: usize) -> Result<Range, EngineError> {
         let mut entries = Vec::new();
         let mut from = after;
-        while entries.len() < limit {
-            let wanted = (limit - entries.len()).min(PAGE_ENTRIES);
+        let (mut size, mut total) = (FIRST_PAGE_ENTRIES, 0);
+        while entries.len() < limit && total <= RANGE_BYTES_MAX {
+            let wanted = (limit - entries.len()).min(size);
             let page = self.page("XRANGE", &from.to_string(), "+", wanted + 1).await?;
             if page.first().is_none_or(|(first, _)| *first != from) {
                 return Ok(Range::Gone);
             }
             let last = page.len() <= wanted;
             from = page.last().map_or(from, |(position, _)| *position);
+            total += bytes_of(&page);
+            size = next_size(size, &page);
             for (position, frame) in page.into_iter().skip(1) {
                 if let Some(frame) = frame {
                     entries.push(Arc::new(frame::decode_entry(position, &frame)?));
@@ -117,11 +132,18 @@ impl Log {
     ) -> Result<Vec<Arc<Entry>>, EngineError> {
         let mut found = Vec::new();
         let mut end = before.map_or("+".to_owned(), |position| format!("({position}"));
-        for _ in 0..HISTORY_SCAN_MAX / PAGE_ENTRIES {
-            let page = self.page("XREVRANGE", &end, "-", PAGE_ENTRIES).await?;
+        // Nothing is before the first position there can be, and Redis has no word for that.
+        if before.is_some_and(|before| before <= Position { epoch: 0, seq: 0 }) {
+            return Ok(found);
+        }
+        let (mut size, mut scanned) = (FIRST_PAGE_ENTRIES, 0);
+        while scanned < HISTORY_SCAN_MAX {
+            let page = self.page("XREVRANGE", &end, "-", size).await?;
             let Some((oldest, _)) = page.last() else { break };
             end = format!("({oldest}");
-            let last = page.len() < PAGE_ENTRIES;
+            let last = page.len() < size;
+            scanned += page.len();
+            size = next_size(size, &page);
             for (position, frame) in page {
                 let Some(frame) = frame else { continue };
                 let entry = Arc::new(frame::decode_entry(position, &frame)?);
@@ -143,6 +165,19 @@ impl Log {
         let answer = self.route.ask(&command).await?;
         let Value::Array(entries) = answer else { return Err(unexpected(&answer)) };
         entries.into_iter().map(raw).collect()
+    }
+}
+
+fn bytes_of(page: &[Raw]) -> usize {
+    page.iter().flat_map(|(_, frame)| frame).map(Bytes::len).sum()
+}
+
+/// How many entries the page after this one has.
+fn next_size(size: usize, page: &[Raw]) -> usize {
+    match bytes_of(page) {
+        few if few < PAGE_BYTES_MIN => (size * 2).min(PAGE_ENTRIES),
+        many if many > PAGE_BYTES_MAX => (size / 4).max(1),
+        _ => size,
     }
 }
 
@@ -303,6 +338,12 @@ impl Pump {
 
     async fn give(&mut self, entry: Arc<Entry>) -> Result<(), Closed> {
         let position = entry.position;
+        // A commit of this node was answered, and the log went on without it: what was acknowledged is lost.
+        let told = self.share.as_ref().map(Share::told);
+        if told.is_some_and(|told| told.epoch < position.epoch && told > self.at) {
+            warn!(base = self.log.keys.base(), at = %self.at, ?told, "commits that were answered are lost");
+            self.reset(self.at).await?;
+        }
         self.feed.send(Feed::Entry(entry.clone())).await.map_err(|_| Closed)?;
         if let Some(share) = &self.share {
             share.keep(entry);
@@ -368,7 +409,8 @@ impl Pump {
                     }
                 }
                 Range::Entries(entries) => {
-                    let last = entries.len() < PAGE_ENTRIES;
+                    // A short answer may be one of few large entries.
+                    let last = entries.is_empty();
                     CAUGHT_UP.increment(entries.len() as u64);
                     for entry in entries {
                         if let Err(closed) = self.give(entry).await {

@@ -158,9 +158,15 @@ impl Share {
         BYTES.set(self.memory.bytes.load(Ordering::Relaxed) as f64);
     }
 
+    /// The largest position that a commit of this node was answered with, since the last loss.
+    pub(super) fn told(&self) -> Position {
+        self.held.lock().told
+    }
+
     /// What was kept does not count any more; the feed goes on behind this position.
     pub(super) fn begin_after(&self, position: Position) {
         let mut held = self.held.lock();
+        held.told = position;
         self.memory.counted(&mut held.log, |log| *log = Log::after(position, self.memory.limits));
     }
 }

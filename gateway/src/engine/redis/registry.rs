@@ -121,11 +121,18 @@ async fn left_by(nodes: &Nodes, cleared: &Cleared, dead: &str, limit: usize) -> 
         let clear = cleared.get(dead);
         (0..PARTITIONS).filter(|partition| clear.is_none_or(|clear| !clear.contains(partition))).collect()
     };
-    let mut left = Vec::new();
+    let (mut left, mut failed) = (Vec::new(), None);
     for partitions in open.chunks(PARTITIONS_AT_ONCE) {
         let pages = partitions.iter().map(|partition| left_in(nodes, dead, *partition, limit));
         for (partition, page) in partitions.iter().zip(join_all(pages).await) {
-            let page = page?;
+            // One server that is away does not keep the others' in their rooms.
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    failed = Some(error);
+                    continue;
+                }
+            };
             if page.is_empty() {
                 cleared.lock().entry(dead.to_owned()).or_default().insert(*partition);
             }
@@ -136,7 +143,10 @@ async fn left_by(nodes: &Nodes, cleared: &Cleared, dead: &str, limit: usize) -> 
         }
     }
     left.truncate(limit);
-    Ok(left)
+    match failed {
+        Some(error) if left.is_empty() => Err(error),
+        _ => Ok(left),
+    }
 }
 
 async fn left_in(nodes: &Nodes, dead: &str, partition: usize, limit: usize) -> Result<Vec<Orphan>, EngineError> {

@@ -78,8 +78,9 @@ impl Session {
             // What comes live would move its position over what it missed: it comes back with the one it has.
             self.outbox.discard_held();
             self.outbox.end(Close::EngineUnavailable);
+        } else {
+            self.outbox.release();
         }
-        self.outbox.release();
         answer
     }
 
