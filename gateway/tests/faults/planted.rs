@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("i1_a_position_that_was_written_twice", || violates(rewritten, &["I1"])),
     ("i1_a_publication_that_is_not_in_the_log", || violates(invented, &["I1"])),
     ("i1_a_publication_that_is_not_what_was_sent", || violates(garbled, &["I1"])),
+    ("i1_a_reset_to_before_what_was_received", || violates(set_back, &["I1"])),
     ("i2_a_publication_that_one_client_missed", || violates(missed, &["I2"])),
     ("i2_a_publication_that_one_client_missed_at_the_end", || violates(missed_last, &["I2"])),
     ("i2_a_publication_that_a_socketio_client_missed", || violates(missed_without_positions, &["I2"])),
@@ -237,6 +238,14 @@ fn invented(story: &mut Story) {
 
 fn garbled(story: &mut Story) {
     story.before_the_end(Event::Bad { c: 1, what: own("not what was published"), data: serde_json::Value::Null });
+}
+
+fn set_back(story: &mut Story) {
+    story.history.allowed = Allowed { loss: true, ..Allowed::default() };
+    story.goes_on();
+    story.event(Event::Reset { c: 1, pos: Some(own("1-3")) });
+    story.publish(2, &[1, 2, 3]);
+    story.ends();
 }
 
 fn missed(story: &mut Story) {

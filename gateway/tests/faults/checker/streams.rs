@@ -236,7 +236,14 @@ impl Stream<'_> {
     fn reset(&mut self, pos: Option<Pos>, verdict: &mut Verdict) {
         let rooms: Vec<_> = self.rooms.keys().cloned().collect();
         self.close_all(self.last, verdict);
-        let from = pos.map(|pos| Pos { seq: pos.seq + 1, part: 0, ..pos });
+        let mut from = pos.map(|pos| Pos { seq: pos.seq + 1, part: 0, ..pos });
+        if let (Some(to), Some(last)) = (pos, self.last)
+            && to < last
+            && self.log.fate(last) == Fate::Kept
+        {
+            verdict.violation("I1", || format!("{} was set back to {to}, although it has {last}", self.name()));
+            from = Some(Pos { seq: last.seq + 1, part: 0, ..last });
+        }
         for room in rooms {
             self.rooms.insert(room, Stay { from, got: HashSet::new() });
         }
