@@ -35,6 +35,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("i4_a_publication_again_after_its_loss_is_none", || violates(published_again, &[])),
     ("i5_a_publication_of_another_tenant", || violates(foreign, &["I5"])),
     ("i6_a_ghost_and_a_member_not_told_of", || violates(ghost, &["I6"])),
+    ("i6_a_leftover_is_counted_while_its_time_is_not_over", leftover_is_counted),
+    ("i6_a_member_not_told_of_is_no_leftover", || violates(member_missing_among_leftovers, &["I6"])),
     ("i6_a_user_that_joins_twice", || violates(joins_twice, &["I6"])),
     ("i7_two_outcomes_for_a_visitor", || violates(two_outcomes, &["I7"])),
     ("i7_two_answers_taken", || violates(two_answers, &["I7"])),
@@ -417,6 +419,21 @@ fn foreign(story: &mut Story) {
 fn ghost(story: &mut Story) {
     let told = Some(Told { count: 3, users: vec![own("u1"), own("u2"), own("u9")] });
     story.history.presence.as_mut().unwrap()[0].told = told;
+}
+
+fn leftover_is_counted() {
+    let mut story = Story::in_which_all_is_well();
+    story.history.presence.as_mut().unwrap()[0].told.as_mut().unwrap().count = 4;
+    assert_eq!(check(&story.history).total(), 1, "a ghost, where the time of ghosts is over");
+    story.history.leftovers_counted = true;
+    let verdict = check(&story.history);
+    assert_eq!((verdict.total(), verdict.counts.leftovers), (0, 1), "{}", described(&verdict));
+}
+
+fn member_missing_among_leftovers(story: &mut Story) {
+    story.history.leftovers_counted = true;
+    ghost(story);
+    story.history.presence.as_mut().unwrap()[0].told.as_mut().unwrap().count = 4;
 }
 
 fn joins_twice(story: &mut Story) {
