@@ -57,6 +57,8 @@ pub(crate) struct Counts {
     /// Visitors whose registration or outcome the log lost.
     pub(crate) visitors_lost: usize,
     pub(crate) lateness_max_ms: u64,
+    /// Memberships of connections that are gone, where their time is not over.
+    pub(crate) leftovers: usize,
     /// Joins or leaves of a user that were told twice in a row after a loss.
     pub(crate) presence_repeats: usize,
     pub(crate) recovery_ms: Option<u64>,

@@ -32,6 +32,9 @@ pub(crate) enum Ghosts {
     UntilReaped,
     /// Everybody left in order: at once, but for the grace of those that were cut off.
     InGrace,
+    /// The log lost that somebody left: until the nodes have looked through the registry, which takes up to two
+    /// minutes. In the short form who is left over is counted.
+    UntilAudited,
 }
 
 const NOTHING_LOST: Allowed = Allowed { loss: false, closes: &[], lateness_max_ms: None };
@@ -182,6 +185,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         number: "6",
         form: Form::Sentinel,
         allowed: LOSS,
+        ghosts: Ghosts::UntilAudited,
         strike: |world, _| {
             world.sentinels().fail_over();
             world.sentinels().wait_until_watched();
@@ -193,6 +197,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         number: "6",
         form: Form::Sentinel,
         allowed: LOSS,
+        ghosts: Ghosts::UntilAudited,
         strike: |world, _| world.sentinels().fail_over_a_frozen_master(),
         restore: |world| world.sentinels().wait_until_watched(),
         ..BASE
@@ -202,6 +207,7 @@ pub(crate) const FAULTS: &[Fault] = &[
         number: "5",
         form: Form::Sentinel,
         allowed: LOSS,
+        ghosts: Ghosts::UntilAudited,
         strike: |world, chance| {
             let lag = chance.between(600, 1_200);
             world.sentinels().kill_master_with_lag(Duration::from_millis(lag));

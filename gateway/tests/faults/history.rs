@@ -259,6 +259,8 @@ pub(crate) struct History {
     pub(crate) nodes: usize,
     /// Memberships as they stood at the end; `None`: not looked at, with the reason.
     pub(crate) presence: Option<Vec<RoomPresence>>,
+    /// Are members that nobody is any more counted, not called wrong? Their time is not over.
+    pub(crate) leftovers_counted: bool,
     /// The most memory that a gateway had, in bytes, by its own word.
     pub(crate) rss_max: u64,
 }

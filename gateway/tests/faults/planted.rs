@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("i1_a_position_that_was_written_twice", || violates(rewritten, &["I1"])),
     ("i1_a_publication_that_is_not_in_the_log", || violates(invented, &["I1"])),
     ("i1_a_publication_that_is_not_what_was_sent", || violates(garbled, &["I1"])),
+    ("i1_a_reset_to_before_what_was_received", || violates(set_back, &["I1"])),
     ("i2_a_publication_that_one_client_missed", || violates(missed, &["I2"])),
     ("i2_a_publication_that_one_client_missed_at_the_end", || violates(missed_last, &["I2"])),
     ("i2_a_publication_that_a_socketio_client_missed", || violates(missed_without_positions, &["I2"])),
@@ -34,6 +35,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("i4_a_publication_again_after_its_loss_is_none", || violates(published_again, &[])),
     ("i5_a_publication_of_another_tenant", || violates(foreign, &["I5"])),
     ("i6_a_ghost_and_a_member_not_told_of", || violates(ghost, &["I6"])),
+    ("i6_a_leftover_is_counted_while_its_time_is_not_over", leftover_is_counted),
+    ("i6_a_member_not_told_of_is_no_leftover", || violates(member_missing_among_leftovers, &["I6"])),
     ("i6_a_user_that_joins_twice", || violates(joins_twice, &["I6"])),
     ("i7_two_outcomes_for_a_visitor", || violates(two_outcomes, &["I7"])),
     ("i7_two_answers_taken", || violates(two_answers, &["I7"])),
@@ -239,6 +242,14 @@ fn garbled(story: &mut Story) {
     story.before_the_end(Event::Bad { c: 1, what: own("not what was published"), data: serde_json::Value::Null });
 }
 
+fn set_back(story: &mut Story) {
+    story.history.allowed = Allowed { loss: true, ..Allowed::default() };
+    story.goes_on();
+    story.event(Event::Reset { c: 1, pos: Some(own("1-3")) });
+    story.publish(2, &[1, 2, 3]);
+    story.ends();
+}
+
 fn missed(story: &mut Story) {
     let index = story.received(1, 1);
     story.history.records.remove(index);
@@ -408,6 +419,21 @@ fn foreign(story: &mut Story) {
 fn ghost(story: &mut Story) {
     let told = Some(Told { count: 3, users: vec![own("u1"), own("u2"), own("u9")] });
     story.history.presence.as_mut().unwrap()[0].told = told;
+}
+
+fn leftover_is_counted() {
+    let mut story = Story::in_which_all_is_well();
+    story.history.presence.as_mut().unwrap()[0].told.as_mut().unwrap().count = 4;
+    assert_eq!(check(&story.history).total(), 1, "a ghost, where the time of ghosts is over");
+    story.history.leftovers_counted = true;
+    let verdict = check(&story.history);
+    assert_eq!((verdict.total(), verdict.counts.leftovers), (0, 1), "{}", described(&verdict));
+}
+
+fn member_missing_among_leftovers(story: &mut Story) {
+    story.history.leftovers_counted = true;
+    ghost(story);
+    story.history.presence.as_mut().unwrap()[0].told.as_mut().unwrap().count = 4;
 }
 
 fn joins_twice(story: &mut Story) {

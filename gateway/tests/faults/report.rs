@@ -59,6 +59,13 @@ pub(crate) fn table(settings: &Settings, outcomes: &[Outcome]) -> String {
     for outcome in outcomes {
         text += &format!("| {} |\n", row(outcome).join(" | "));
     }
+    let leftovers: usize = outcomes.iter().map(|outcome| outcome.verdict.counts.leftovers).sum();
+    if leftovers > 0 {
+        _ = writeln!(
+            text,
+            "\nAfter failovers {leftovers} memberships of connections that were gone were not taken out yet."
+        );
+    }
     let repeats: usize = outcomes.iter().map(|outcome| outcome.verdict.counts.presence_repeats).sum();
     if repeats > 0 {
         _ = writeln!(text, "\nAfter losses {repeats} joins or leaves of a user were told to a client twice in a row.");

@@ -39,6 +39,9 @@ const GHOSTS_MAX: Duration = Duration::from_secs(22);
 /// How long a connection that was cut off keeps its place (`presence_grace_ms`), and a little.
 const GRACE_MAX: Duration = Duration::from_secs(8);
 
+/// How long the nodes take at most to look through the registry, and a little.
+const AUDIT_MAX: Duration = Duration::from_secs(130);
+
 /// How long 500 clients may take to connect.
 const START_MAX: Duration = Duration::from_secs(60);
 
@@ -128,7 +131,7 @@ fn one(settings: &Settings, fault: &'static Fault, stage: &mut Stage, dir: &Path
         eprintln!("  not everything came to rest: {settled}");
     }
     wait_for_visitors(world, swarm, &reader);
-    let presence = presence(world, swarm, &reader, fault.ghosts);
+    let presence = presence(world, swarm, ghosts_max(settings, fault.ghosts));
     let concluded = swarm.conclude();
     let logs = reader.finish();
     let history = History {
@@ -138,6 +141,7 @@ fn one(settings: &Settings, fault: &'static Fault, stage: &mut Stage, dir: &Path
         healed_at,
         nodes: world.gateways.len(),
         presence,
+        leftovers_counted: fault.ghosts == Ghosts::UntilAudited && settings.seconds == 0,
         rss_max: memory.finish(),
     };
     let verdict = check(&history);
@@ -174,20 +178,28 @@ fn wait_for_visitors(world: &World, swarm: &mut Swarm, reader: &LogReader) {
     }
 }
 
+fn ghosts_max(settings: &Settings, ghosts: Ghosts) -> Duration {
+    match ghosts {
+        Ghosts::UntilReaped => GHOSTS_MAX,
+        Ghosts::UntilAudited if settings.seconds > 0 => AUDIT_MAX,
+        Ghosts::UntilAudited | Ghosts::InGrace => GRACE_MAX,
+    }
+}
+
 /// Who is in which room, once it is as it should be or its time is over. `None` where nobody takes out
 /// members whose gateway is gone.
-fn presence(world: &World, swarm: &mut Swarm, reader: &LogReader, ghosts: Ghosts) -> Option<Vec<RoomPresence>> {
+fn presence(world: &World, swarm: &mut Swarm, within: Duration) -> Option<Vec<RoomPresence>> {
     let leases =
         world.command(&["KEYS", "ps:{n}:nodes"]).and_then(|keys| Ok(redis::from_redis_value::<Vec<String>>(keys)?));
     if leases.unwrap_or_default().is_empty() {
         return None;
     }
-    let deadline = Instant::now() + if ghosts == Ghosts::UntilReaped { GHOSTS_MAX } else { GRACE_MAX };
+    let deadline = Instant::now() + within;
     loop {
         let told = swarm.presence();
         let mut rooms: Vec<RoomPresence> = serde_json::from_value(told).expect("the swarm tells what it saw");
         for room in &mut rooms {
-            room.view = view(world, reader, &room.tenant, &room.room);
+            room.view = view(world, &room.tenant, &room.room);
         }
         let right = |room: &RoomPresence| {
             let told = room.told.as_ref().is_some_and(|told| told.users == room.users && told.count == room.count);
@@ -201,7 +213,7 @@ fn presence(world: &World, swarm: &mut Swarm, reader: &LogReader, ghosts: Ghosts
 }
 
 /// The documented key of a room's users; `None` where there is no such view.
-fn view(world: &World, _reader: &LogReader, tenant: &str, room: &str) -> Option<Vec<String>> {
+fn view(world: &World, tenant: &str, room: &str) -> Option<Vec<String>> {
     let key = format!("{tenant}:room:{room}:users");
     let answer = world.command(&["SMEMBERS", &key]).ok()?;
     let mut users = redis::from_redis_value::<Vec<String>>(answer).ok()?;

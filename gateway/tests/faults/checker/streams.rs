@@ -159,7 +159,7 @@ impl Stream<'_> {
             Event::Member { t, rooms, .. } | Event::Joined { t, rooms, .. } => self.joined(*t, rooms),
             Event::Off { .. } => self.away = Some(self.last),
             Event::On { t, recovered: Some(true), rooms, refused, .. } => {
-                self.away = None;
+                let left_at = self.away.take().unwrap_or(self.last);
                 // Some may be of before a leave that is not answered, or that was lost.
                 for (room, pos) in std::mem::take(&mut self.strays) {
                     let known =
@@ -177,7 +177,7 @@ impl Stream<'_> {
                     let refused = refused.as_deref().unwrap_or_default();
                     let gone: Vec<_> = self.rooms.keys().filter(|room| !rooms.contains(room)).cloned().collect();
                     for room in gone {
-                        self.close(&room, self.last, verdict);
+                        self.close(&room, if self.loss { left_at } else { self.last }, verdict);
                         // A join that the log lost: the client is told by what it is in.
                         if !refused.contains(&room) && !self.loss {
                             verdict.violation("I2", || format!("{} recovered without {room}", self.name()));
@@ -191,6 +191,8 @@ impl Stream<'_> {
                 self.close_all(until, verdict);
                 self.passed = None;
                 self.strays.clear();
+                // It begins anew. Where an old master goes on beside the new one, that may be further back.
+                self.last = None;
                 self.unclear.clear();
                 self.told = true;
             }
@@ -236,7 +238,14 @@ impl Stream<'_> {
     fn reset(&mut self, pos: Option<Pos>, verdict: &mut Verdict) {
         let rooms: Vec<_> = self.rooms.keys().cloned().collect();
         self.close_all(self.last, verdict);
-        let from = pos.map(|pos| Pos { seq: pos.seq + 1, part: 0, ..pos });
+        let mut from = pos.map(|pos| Pos { seq: pos.seq + 1, part: 0, ..pos });
+        if let (Some(to), Some(last)) = (pos, self.last)
+            && to < last
+            && self.log.fate(last) == Fate::Kept
+        {
+            verdict.violation("I1", || format!("{} was set back to {to}, although it has {last}", self.name()));
+            from = Some(Pos { seq: last.seq + 1, part: 0, ..last });
+        }
         for room in rooms {
             self.rooms.insert(room, Stay { from, got: HashSet::new() });
         }
