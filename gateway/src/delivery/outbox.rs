@@ -172,6 +172,11 @@ impl Outbox {
         state.held.get_or_insert_default();
     }
 
+    /// Is something held back, or would be?
+    pub fn is_holding(&self) -> bool {
+        self.state.lock().held.is_some()
+    }
+
     /// Forgets what was held back, and what comes until the next [`hold`](Outbox::hold): the client did not get so far
     /// as to have it.
     pub fn discard_held(&self) {

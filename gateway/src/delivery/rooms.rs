@@ -568,6 +568,12 @@ impl State {
         self.announcer.forget();
         let cursor = Cursor { position, part: None };
         for Member { local, .. } in self.connections.values().filter(|member| member.has_arrived()) {
+            if local.outbox.is_holding() {
+                // It is being given what it missed, maybe beyond this position: it comes back with what it has.
+                local.outbox.discard_held();
+                local.outbox.end(Close::EngineUnavailable);
+                continue;
+            }
             local.outbox.push_at((local.dialect.reset)(&local.namespace, position), cursor);
             local.outbox.flush();
         }
