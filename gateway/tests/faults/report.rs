@@ -40,7 +40,10 @@ fn row(outcome: &Outcome) -> [String; 15] {
         counts.unrecovered.to_string(),
         counts.recovery_ms.map_or("–".into(), |ms| ms.to_string()),
         counts.lateness_max_ms.to_string(),
-        outcome.verdict.total().to_string(),
+        match outcome.first_run {
+            0 => outcome.verdict.total().to_string(),
+            first => format!("{} (first run: {first})", outcome.verdict.total()),
+        },
     ]
 }
 
