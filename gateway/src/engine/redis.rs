@@ -19,6 +19,7 @@ mod registry;
 mod router;
 mod script;
 mod sentinel;
+mod sizes;
 mod subscriptions;
 mod timers;
 pub(crate) mod url;
@@ -43,6 +44,7 @@ use self::memory::Memory;
 use self::nodes::{Nodes, Rhythm};
 use self::registry::Cleared;
 use self::router::{Route, Router};
+use self::sizes::Sizes;
 use self::url::{Kind, Target};
 use super::{
     COMMIT_ID_KEPT_MS, DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member,
@@ -70,6 +72,8 @@ const KEY_PAGE_MAX: usize = 1_000;
 pub struct Options {
     /// Entries that each tenant's log keeps, about; at least 1. A hundred more may stay.
     pub log_entries_max: usize,
+    /// Bytes that each tenant's log keeps, about: of large entries fewer are kept.
+    pub log_bytes_max: usize,
     /// Older entries go with the commits that follow them; looked at every fifteenth of it.
     pub log_age_max: Duration,
     /// How long a claimed timer stays with whoever claimed it, in milliseconds.
@@ -90,11 +94,12 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 20,000 entries of two minutes and a half, which is what recovery needs, [`TIMER_LEASE_MS`], a beat every 3 s
+    /// 20,000 entries or 64 MiB of two minutes and a half, which is what recovery needs, [`TIMER_LEASE_MS`], a beat every 3 s
     /// that counts for 12, a sweep every 5 s, and the documented keys.
     fn default() -> Self {
         Options {
             log_entries_max: 20_000,
+            log_bytes_max: 64 << 20,
             log_age_max: Duration::from_secs(150),
             timer_lease_ms: TIMER_LEASE_MS,
             ca_file: None,
@@ -111,6 +116,7 @@ impl Default for Options {
 pub struct RedisEngine {
     router: Arc<Router>,
     memory: Arc<Memory>,
+    sizes: Sizes,
     target: Arc<Target>,
     nodes: Arc<Nodes>,
     cleared: Cleared,
@@ -172,6 +178,7 @@ pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, En
     tasks.spawn(async move { stopped.run_until_cancelled(beating).await });
     let engine = RedisEngine {
         memory: Memory::new(options.log_entries_max, age_ms(&options)),
+        sizes: Sizes::new(options.log_entries_max, options.log_bytes_max),
         target: dialer.target.clone(),
         cleared: Cleared::default(),
         sweeps: timers::Sweeps::new(options.timer_sweep_every),
@@ -238,7 +245,8 @@ impl RedisEngine {
         let standing = frame::Standing { incarnation: &incarnation, view: view.as_deref(), present };
         let changes = frame::encode_changes(tenant, commit, standing)?;
         let age_ms = age_ms(&self.options);
-        let (id_kept, entries) = ((2 * COMMIT_ID_KEPT_MS).to_string(), self.options.log_entries_max.max(1).to_string());
+        let id_kept = (2 * COMMIT_ID_KEPT_MS).to_string();
+        let entries = self.sizes.entries(tenant, effects.len()).to_string();
         let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
         let route = self.router.to_tenant(tenant);
         let seen = route.epoch_seen().to_string();

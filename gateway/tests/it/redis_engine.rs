@@ -424,3 +424,24 @@ async fn a_flapping_server_is_not_dialled_in_a_storm() {
     let (position, _) = apply_whatever_happens(&engine, say("afterwards")).await;
     assert_eq!(next_position(&mut follower).await, position);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_of_large_entries_holds_fewer_of_them_and_is_read_in_small_pages() {
+    let options = Options { log_bytes_max: 8 << 20, ..Options::default() };
+    let OneServer { server, engine, .. } = OneServer::with(options).await;
+    let large = "x".repeat(256 << 10);
+    let first = apply(&engine, say(&large)).await;
+    for _ in 0..200 {
+        apply(&engine, say(&large)).await;
+    }
+    let length = redis::from_redis_value::<usize>(server.command(&["XLEN", &key_of(&server, ":acme:log")])).unwrap();
+    assert!((20..=50).contains(&length), "{length} entries of 256 KiB in 8 MiB");
+    assert!(matches!(engine.range(&acme(), first, 10).await.unwrap(), Range::Gone));
+    let last = apply(&engine, say("last")).await;
+    let mut at = Position { seq: last.seq - 20, ..last };
+    while at < last {
+        let Range::Entries(some) = engine.range(&acme(), at, 500).await.unwrap() else { panic!("gone") };
+        assert!((1..=20).contains(&some.len()));
+        at = some[some.len() - 1].position;
+    }
+}
