@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::client::Client;
-use crate::commit::{Cursor, Effect, Entry, Position, Publication, SessionRecord};
+use crate::client::{Client, ConnectionId};
+use crate::commit::{Cursor, Effect, Entry, Position, Publication, SessionRecord, Who};
 use crate::connection::upgrade::Protocol;
 use crate::delivery::outbox::Outbox;
 use crate::delivery::rooms::{Dialect, Place};
@@ -196,13 +196,23 @@ impl Past {
         !Thread::new(&self.record, &entries).rooms().into_iter().eq(self.rooms.iter().cloned())
     }
 
-    /// What was missed, encoded. `joined` rooms are live from the end of what was read on, `held` ones and the gateway's
-    /// own since `arrived`.
+    /// Where a connection of the session's user came into a room last, as far as the log was read.
+    pub(super) fn came_into(&self, connection: &ConnectionId, room: &Room) -> Option<Position> {
+        let means = |who: &Who| match who {
+            Who::Connection(id) => id == connection,
+            Who::User(subject) => *subject == self.record.subject,
+        };
+        let joins = |effect: &Effect| matches!(effect, Effect::Join { who, room: to, .. } if to == room && means(who));
+        self.entries.iter().rev().find(|entry| entry.effects.iter().any(joins)).map(|entry| entry.position)
+    }
+
+    /// What was missed, encoded. `joined` rooms are live from the end of what was read on, `held` ones since
+    /// the position that is given with each, the gateway's own since `arrived`.
     pub(super) fn frames(
         &self,
         dialect: Dialect,
         joined: Vec<Room>,
-        held: Vec<Room>,
+        held: Vec<(Room, Position)>,
         arrived: Position,
         limits: &Limits,
     ) -> Result<Vec<(Bytes, Cursor)>, Lost> {
@@ -213,7 +223,7 @@ impl Past {
         Ok(frames)
     }
 
-    fn missed(&self, joined: Vec<Room>, held: Vec<Room>, arrived: Position) -> Vec<(&Publication, Cursor)> {
+    fn missed(&self, joined: Vec<Room>, held: Vec<(Room, Position)>, arrived: Position) -> Vec<(&Publication, Cursor)> {
         Replay::new(Thread::new(&self.record, &self.entries), self.since, joined, held, arrived).publications()
     }
 }
@@ -294,7 +304,7 @@ fn concerns(entry: &Entry, record: &SessionRecord) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commit::{Grant, Who};
+    use crate::commit::Grant;
     use crate::event::Payload;
 
     #[test]

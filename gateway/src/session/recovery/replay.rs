@@ -85,13 +85,13 @@ fn returned<'a>(entry: &'a Entry, id: &ConnectionId) -> Option<&'a ConnectionId>
 }
 
 impl<'a> Replay<'a> {
-    /// For a session that comes back: `joined` rooms are live only from their joining on, `held` ones and the
-    /// gateway's own since the new connection arrived.
+    /// For a session that comes back: `joined` rooms are live only from their joining on, `held` ones
+    /// since the new connection came into them, and the gateway's own since it arrived.
     pub(super) fn new(
         session: Thread<'a>,
         since: Cursor,
         joined: Vec<Room>,
-        held: Vec<Room>,
+        held: Vec<(Room, Position)>,
         arrived: Position,
     ) -> Replay<'a> {
         let end = Position { epoch: u64::MAX, seq: u64::MAX };
@@ -99,7 +99,7 @@ impl<'a> Replay<'a> {
         let mut own = vec![Room::user(namespace, subject), Room::everyone(namespace)];
         own.extend(session.connections.iter().map(|id| Room::connection(namespace, id)));
         let joined = joined.into_iter().map(|room| (room, end));
-        let live = held.into_iter().chain(own).map(|room| (room, arrived));
+        let live = held.into_iter().chain(own.into_iter().map(|room| (room, arrived)));
         let until = joined.chain(live).collect();
         Replay { session, since, until }
     }
@@ -251,7 +251,7 @@ mod tests {
 
     fn replayed_of(record: &SessionRecord, entries: &[Arc<Entry>], since: Cursor, arrived: u64) -> Vec<String> {
         let thread = Thread::new(record, entries);
-        let replay = Replay::new(thread, since, vec![room("a:1")], vec![room("b:2")], at(arrived));
+        let replay = Replay::new(thread, since, vec![room("a:1")], vec![(room("b:2"), at(arrived))], at(arrived));
         let missed = replay.publications();
         missed.iter().map(|(publication, cursor)| format!("{}@{cursor}", publication.event)).collect()
     }
@@ -305,6 +305,21 @@ mod tests {
             vec![join("new", "a:1")],
         ]);
         assert_eq!(replayed(&entries, START, 2), ["1@1-1.0", "2@1-1", "3@1-3"]);
+    }
+
+    #[test]
+    fn a_room_that_the_new_connection_came_into_later_is_replayed_up_to_there() {
+        let entries = log(vec![
+            vec![arrive("new")],
+            vec![say("b:2", "1"), say("everyone", "live")],
+            vec![join("new", "b:2")],
+            vec![say("b:2", "live")],
+        ]);
+        let record = record();
+        let thread = Thread::new(&record, &entries);
+        let replay = Replay::new(thread, START, Vec::new(), vec![(room("b:2"), at(3))], at(1));
+        let missed: Vec<_> = replay.publications().iter().map(|(publication, _)| publication.event.clone()).collect();
+        assert_eq!(missed, [Arc::from("1")]);
     }
 
     #[test]

@@ -100,8 +100,12 @@ impl Session {
             return Ok(Err(lost));
         }
         let joined = decided.joined.iter().map(|(room, _)| room.clone()).collect();
-        let held = already.into_iter().filter(|room| past.rooms.contains(room)).collect();
         let arrived = self.connections[index].arrived.unwrap_or(until);
+        // A handler may have brought it into a room only after it arrived.
+        let id = &self.connections[index].client.connection;
+        let held = already.into_iter().filter(|room| past.rooms.contains(room));
+        let held = held.map(|room| (past.came_into(id, &room).unwrap_or(arrived).max(arrived), room));
+        let held = held.map(|(position, room)| (room, position)).collect();
         let frames = past.frames(self.language.dialect(), joined, held, arrived, &tenant.tenant.limits);
         let frames = match frames {
             Ok(frames) => frames,
