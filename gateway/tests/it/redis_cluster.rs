@@ -112,17 +112,17 @@ async fn a_master_that_dies_takes_only_its_own_tenants_along_until_its_replica_t
     let engine = connect(&cluster.url(), Options::default()).await.unwrap();
     let (here, mut here_follower, _) = tenant_at(&cluster, &engine, 0).await;
     let (there, mut there_follower, _) = tenant_at(&cluster, &engine, 1).await;
-    cluster.servers[0].command(&["WAIT", "1", "2000"]);
+    cluster.servers[0].wait_for_replica();
     cluster.servers[0].kill();
     let mut health = engine.health(&here);
-    timeout(Duration::from_secs(3), health.wait_for(|health| *health != Health::Up)).await.unwrap().unwrap();
+    timeout(Duration::from_secs(10), health.wait_for(|health| *health != Health::Up)).await.unwrap().unwrap();
     assert_eq!(*engine.health(&there).borrow(), Health::Up);
-    let position = timeout(Duration::from_secs(1), apply(&engine, &there, say("meanwhile"))).await.unwrap();
+    let position = timeout(Duration::from_secs(5), apply(&engine, &there, say("meanwhile"))).await.unwrap();
     assert_eq!(next_position(&mut there_follower).await, position);
 
     let position = apply(&engine, &here, say("afterwards")).await;
-    assert_eq!(timeout(Duration::from_secs(5), next_position(&mut here_follower)).await, Ok(position));
-    timeout(Duration::from_secs(5), health.wait_for(|health| *health == Health::Up)).await.unwrap().unwrap();
+    assert_eq!(timeout(Duration::from_secs(15), next_position(&mut here_follower)).await, Ok(position));
+    timeout(Duration::from_secs(15), health.wait_for(|health| *health == Health::Up)).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -148,7 +148,7 @@ async fn a_slot_that_moves_takes_its_followers_along_and_loses_nothing() {
     assert_eq!(cluster.master_of(&log), 1);
     // Listened to at the new place, not only caught up once.
     let position = apply(&engine, &tenant, say("heard")).await;
-    assert_eq!(timeout(Duration::from_secs(3), next_position(&mut follower)).await, Ok(position));
+    assert_eq!(timeout(Duration::from_secs(10), next_position(&mut follower)).await, Ok(position));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

