@@ -309,7 +309,7 @@ fn a_room_that_is_joined_right_after_a_loss_is_a_room_of_the_session() {
     for name in &names {
         let joined = ws.message(name, json!({ "id": 7 }));
         assert_eq!(joined["data"]["room_name"], "r:1", "{joined}");
-        positions.push(ws.message(name, json!({ "event": "reset" }))["pos"].clone());
+        positions.push(ws.message(name, json!({ "event": "reset" }))["data"]["pos"].clone());
         cut_ws(&mut ws, name);
     }
     let said = ws.request("eve", "join_room", json!({ "room": "r:1" }));
