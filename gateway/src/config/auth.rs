@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::source::{Given, Place, Report, Section, read_file};
+use super::source::{Given, Place, Report, Section};
 use super::tenant::Context;
 use crate::decision::token::{
     ALGORITHMS, KEYS_PER_ALGORITHM_MAX, KeyError, algorithm_named, check_key, jwk_algorithm, shared_secret,
@@ -148,8 +148,8 @@ fn material(source: &str, given: &Given<'_>, context: &Context<'_>, report: &mut
         "secret" => Some(KeyMaterial::Secret(Secret(text.into_bytes()))),
         "secret_env" => secret_of_environment(given, &text, context, report).map(KeyMaterial::Secret),
         "pem" => Some(KeyMaterial::Pem(text.into_bytes())),
-        "pem_file" => match read_file(&context.beside(&text)) {
-            Ok(pem) => Some(KeyMaterial::Pem(pem)),
+        "pem_file" => match context.read(&text) {
+            Ok((_, pem)) => Some(KeyMaterial::Pem(pem)),
             Err(problem) => {
                 report.mistake(given.at.clone(), problem);
                 None
@@ -176,8 +176,8 @@ pub(super) fn secret_of_environment(
 /// The keys of a JWK set file. Keys of kinds that nothing here uses are only warned of: a
 /// provider's set may well hold some.
 fn key_set(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> Vec<VerifyingKey> {
-    let Some(path) = given.string(report).map(|path| context.beside(&path)) else { return Vec::new() };
-    let set = read_file(&path).and_then(|bytes| {
+    let Some(path) = given.string(report) else { return Vec::new() };
+    let set = context.read(&path).and_then(|(path, bytes)| {
         let mut set: serde_json::Value =
             serde_json::from_slice(&bytes).map_err(|error| format!("{} is no JSON: {error}", path.display()))?;
         match set.get_mut("keys").map(serde_json::Value::take) {
