@@ -34,7 +34,11 @@ pub(super) fn auth(section: Option<Section<'_>>, context: &Context<'_>, report: 
     };
     let mistakes_before = report.mistakes.len();
     let Some(mut given) = section else {
-        report.mistake(context.place("auth"), "is missing: without keys nobody can connect");
+        if context.of_a_file {
+            report.mistake(context.place("auth"), "is missing: without keys nobody can connect");
+        } else {
+            report.warn(&context.place("auth"), "the tenant has no key yet, so nobody can connect");
+        }
         return auth;
     };
     if let Some(claim) = given.get("subject_claim") {
@@ -60,7 +64,13 @@ pub(super) fn auth(section: Option<Section<'_>>, context: &Context<'_>, report: 
     let at = given.at.clone();
     given.finish(report);
     if auth.keys.is_empty() && !auth.anonymous && report.mistakes.len() == mistakes_before {
-        report.mistake(at, "no key can be used, so nobody can connect: give `[[auth.keys]]` or `jwks_file`");
+        let problem = "no key can be used, so nobody can connect: give `[[auth.keys]]` or `jwks_file`";
+        if context.of_a_file {
+            report.mistake(at, problem);
+        } else {
+            // A tenant is made first; its keys are put one by one.
+            report.warn(&at, "the tenant has no key yet, so nobody can connect");
+        }
     }
     auth
 }

@@ -177,6 +177,15 @@ mod tests {
     }
 
     #[test]
+    fn a_tenant_without_keys_is_only_warned_of_for_they_are_put_one_by_one() {
+        for settings in [json!({}), json!({"auth": {}}), json!({"auth": {"keys": []}})] {
+            let (tenant, warnings) = tenant_from_json(&acme(), &settings, false).unwrap();
+            assert!(tenant.auth.keys.is_empty() && !tenant.auth.anonymous);
+            assert!(warnings[0].contains("no key yet"), "{warnings:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_document_is_refused() {
         assert!(mistakes(&json!([])).join("").contains("must be a JSON object"));
         assert!(mistakes(&json!({"relay": null})).join("").contains("null"));
