@@ -103,10 +103,10 @@ async fn farewell(
         Some(record) => record.claims,
         None => "{}".into(),
     };
-    let identity = Identity { subject: orphan.subject.clone(), claims, expires_at_s: None };
+    let identity = Identity { subject: orphan.subject.clone(), claims, expires_at_s: None, key: None };
     let client = Client { connection: orphan.connection.clone(), identity, namespace: orphan.namespace.clone() };
     let name = if orphan.session.is_empty() { orphan.connection.as_str() } else { &orphan.session };
-    let window = tenant.tenant.limits.recovery_window_ms;
+    let window = tenant.settings().limits.recovery_window_ms;
     Ok(Farewell::new(&client, Close::Fenced.word()).timers(&pipeline, name, window))
 }
 
@@ -115,10 +115,10 @@ async fn farewell(
 fn keep_new(gateway: &Arc<Gateway>, kept: &mut HashMap<TenantId, Weak<LiveTenant>>) {
     for tenant in gateway.tenants() {
         let Some(rooms) = tenant.started_rooms() else { continue };
-        if kept.get(&tenant.tenant.id).is_some_and(|kept| std::ptr::eq(kept.as_ptr(), &*tenant)) {
+        if kept.get(&tenant.id).is_some_and(|kept| std::ptr::eq(kept.as_ptr(), &*tenant)) {
             continue;
         }
-        kept.insert(tenant.tenant.id.clone(), Arc::downgrade(&tenant));
+        kept.insert(tenant.id.clone(), Arc::downgrade(&tenant));
         gateway.tasks.spawn(keep_registered(gateway.clone(), tenant.clone(), rooms.clone()));
     }
 }
@@ -128,7 +128,7 @@ fn keep_new(gateway: &Arc<Gateway>, kept: &mut HashMap<TenantId, Weak<LiveTenant
 /// looks for connections that nobody here stands for any more, whatever hindered their leaving.
 async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: Rooms) {
     let mut resets = rooms.resets();
-    let mut health = gateway.engine.health(&tenant.tenant.id);
+    let mut health = gateway.engine.health(&tenant.id);
     let keep = async {
         let (mut was_away, mut audit_at) = (false, audit_time());
         loop {
@@ -138,7 +138,7 @@ async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: 
                         return;
                     }
                     while let Err(why) = put_right(&gateway, &tenant, &rooms).await {
-                        tracing::warn!(tenant = %tenant.tenant.id, why, "the registry cannot be put right yet");
+                        tracing::warn!(tenant = %tenant.id, why, "the registry cannot be put right yet");
                         sleep(ERROR_REST + jitter(ERROR_REST)).await;
                     }
                 }
@@ -155,7 +155,7 @@ async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: 
                 () = sleep_until(audit_at) => {
                     audit_at = audit_time();
                     if let Err(why) = audit(&gateway, &tenant, &rooms).await {
-                        tracing::debug!(tenant = %tenant.tenant.id, why, "the registry cannot be looked through now");
+                        tracing::debug!(tenant = %tenant.id, why, "the registry cannot be looked through now");
                     }
                 }
             }
@@ -171,10 +171,10 @@ fn audit_time() -> Instant {
 /// Takes out those that the registry has and this node has not. The registry is read first: whoever is in it and not
 /// attached afterwards has left.
 async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
-    let known = gateway.engine.registered(&tenant.tenant.id).await.map_err(|error| error.to_string())?;
+    let known = gateway.engine.registered(&tenant.id).await.map_err(|error| error.to_string())?;
     let Census { attached, .. } = rooms.census().await.map_err(|error| error.to_string())?;
     for id in known.into_iter().filter(|id| !attached.contains(id) && !tenant.leaving.contains(id)) {
-        tracing::warn!(tenant = %tenant.tenant.id, "a connection that has left was still registered: it is taken out");
+        tracing::warn!(tenant = %tenant.id, "a connection that has left was still registered: it is taken out");
         let commit = Commit { effects: vec![Effect::Gone { id }], ..Commit::new(CommitId::random()) };
         tenant.decisions.commit_directly(commit).await.map_err(|error| error.to_string())?;
     }
@@ -194,7 +194,7 @@ async fn put_right(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Res
             (connections, exact) = register_again(gateway, tenant, rooms).await?;
             rounds += 1;
         }
-        tracing::info!(tenant = %tenant.tenant.id, connections, rounds, "registered again after a loss");
+        tracing::info!(tenant = %tenant.id, connections, rounds, "registered again after a loss");
         Ok(())
     };
     tokio::time::timeout(PUT_RIGHT_TIMEOUT, all)
@@ -204,7 +204,7 @@ async fn put_right(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Res
 
 /// How many connections were registered, and whether the registry says just that now.
 async fn register_again(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(usize, bool), String> {
-    let (engine, id) = (&gateway.engine, &tenant.tenant.id);
+    let (engine, id) = (&gateway.engine, &tenant.id);
     // The registry first: whoever is in it and not attached afterwards has left.
     let known = engine.registered(id).await.map_err(|error| error.to_string())?;
     let Census { position, there, attached } = rooms.census().await.map_err(|error| error.to_string())?;
