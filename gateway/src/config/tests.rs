@@ -465,3 +465,15 @@ fn tenants_can_be_read_again() {
     files.put("tenants/second.toml", "name = 7");
     assert!(load_tenants(&config, &environment(&[])).is_err());
 }
+
+#[test]
+fn an_operators_token_that_can_be_guessed_is_refused_and_never_shown() {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    let files = Files::with_tenant("acme", &tenant_text("", ""));
+    let mistakes = files.load(&[], &[("POSTERN_ADMIN_TOKEN", "hunter2")]).unwrap_err();
+    assert_says(&mistakes[0], &["environment: POSTERN_ADMIN_TOKEN", "32 or more", "has 7 bytes"]);
+    assert!(!mistakes[0].contains("hunter2"));
+    let config = files.load(&[], &[("POSTERN_ADMIN_TOKEN", TOKEN)]).unwrap();
+    assert_eq!(config.admin_token.as_ref().map(|token| token.0.as_slice()), Some(TOKEN.as_bytes()));
+    assert!(!format!("{config:?}").contains(TOKEN));
+}
