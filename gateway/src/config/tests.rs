@@ -146,7 +146,7 @@ fn all_mistakes_of_all_files_are_reported_at_once_with_their_places() {
              redis+cluster://[user:password@]host[:port],…, or rediss instead of redis for TLS",
         "environment: CORS_ORIGIN: must be `*` or an origin",
         "command line: --log: must be a log filter",
-        "postern.toml:1: prot: there is no setting `prot` here; there are data_dir, ",
+        "postern.toml:1: prot: there is no setting `prot` here; there are admin_token, data_dir, ",
         "postern.toml:3: ping_interval_ms: must be an integer from 100 to 600000, not 1",
         "postern.toml:4: default_tenant: a tenant's name is",
         "postern.toml:5: durability: must be \"immediate\" or \"relaxed\", not \"maybe\"",
