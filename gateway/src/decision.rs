@@ -386,6 +386,14 @@ impl Decisions {
         }
     }
 
+    /// Writes a session's record. If its connection is not registered now, a `patient` one waits for that, as an input
+    /// does.
+    pub async fn record(&self, session: SessionRecord, patient: bool) -> Result<(), Undecided> {
+        let commit = Commit { session: Some(session), ..Commit::new(CommitId::random()) };
+        let mut outage = self.outage(commit.bytes());
+        self.send(Arc::new(commit), &mut outage, patient).await.map(drop)
+    }
+
     /// Counts a lost conflict and waits for the turn to try again; a turn held before is given back first.
     async fn lose(&self, turn: Option<conflict::Turn>, key: &StateKey) -> Option<conflict::Turn> {
         metrics::counter!("commit_conflicts_total", "tenant" => self.tenant.to_string()).increment(1);
@@ -399,7 +407,7 @@ impl Decisions {
             return Ok(None);
         }
         let reads = Commit { reads: commit.reads, ..Commit::new(CommitId::random()) };
-        match self.send(Arc::new(reads), outage).await? {
+        match self.send(Arc::new(reads), outage, true).await? {
             Outcome::Conflict(key) => Ok(Some(key)),
             _ => Ok(None),
         }
@@ -415,12 +423,13 @@ impl Decisions {
         if nothing {
             return Ok(None);
         }
-        self.send(Arc::new(commit), outage).await.map(Some)
+        self.send(Arc::new(commit), outage, true).await.map(Some)
     }
 
     /// Sends a commit, again with the same id while its outcome is unknown or the engine is away: what the
     /// components decided is not decided anew, for that would see its own outcome.
-    async fn send(&self, commit: Arc<Commit>, outage: &mut Outage) -> Result<Outcome, Undecided> {
+    /// One whose connection is not registered waits for that if it is `patient`.
+    async fn send(&self, commit: Arc<Commit>, outage: &mut Outage, patient: bool) -> Result<Outcome, Undecided> {
         let started = std::time::Instant::now();
         let (mut ambiguous, mut unavailable) = (0, 0);
         loop {
@@ -443,6 +452,10 @@ impl Decisions {
                 Err(EngineError::Unavailable(_)) if unavailable < UNAVAILABLE_RESENDS_MAX => {
                     unavailable += 1;
                     tokio::time::sleep(UNAVAILABLE_REST).await;
+                }
+                // After a loss this node registers its connections again in a moment.
+                Err(EngineError::Absent(_)) if patient => {
+                    outage.registering().await.map_err(Undecided::Engine)?;
                 }
                 Err(EngineError::NotACounter(key)) => {
                     let text = format!("the value of {:?} is not a decimal counter", key.as_str());

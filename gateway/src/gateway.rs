@@ -23,7 +23,6 @@ use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
 use crate::limits::UserRates;
-use crate::presence;
 use crate::session::NAMESPACES_MAX;
 use crate::tenant::{Tenant, TenantId};
 pub use snapshots::Snapshots;
@@ -205,11 +204,14 @@ impl LiveTenant {
                 let connections_max = gateway.config.max_connections as usize * NAMESPACES_MAX;
                 let presence_events = self.settings().presence_events.clone();
                 let (id, health) = (self.id.clone(), gateway.engine.health(&self.id));
-                let rooms = Rooms::start(id, follower, health, connections_max, presence_events, &gateway.tasks);
-                gateway.tasks.spawn(presence::keep_registered(gateway.clone(), self.clone(), rooms.clone()));
-                Ok(rooms)
+                Ok(Rooms::start(id, follower, health, connections_max, presence_events, &gateway.tasks))
             })
             .await
+    }
+
+    /// Its delivery, if it follows the log.
+    pub fn started_rooms(&self) -> Option<&Rooms> {
+        self.rooms.get()
     }
 
     /// Up to where this node has handed out its log; `None` while nobody of it is here.

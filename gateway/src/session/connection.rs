@@ -440,27 +440,29 @@ impl Session {
 
     /// Writes the session records anew: they are kept for the recovery window after the last time.
     pub(super) async fn keep_records(&mut self) {
-        self.keep_records_of(|_| true).await;
+        self.keep_records_of(|_| true, false).await;
     }
 
-    /// Writes the records of those that others have joined to rooms, or taken out, and those that may have been lost.
-    pub(super) async fn keep_changed_records(&mut self) {
+    /// Writes the records of those that others have joined to rooms, or taken out, and those that may have been lost;
+    /// `patient`: waits until they are registered, if they are not.
+    pub(super) async fn keep_changed_records(&mut self, patient: bool) {
         let wanted = |connection: &Connection| {
             let lost = connection.local.unrecorded.swap(false, Ordering::AcqRel);
             lost || mark(&connection.record(0).rooms) != connection.recorded
         };
-        self.keep_records_of(wanted).await;
+        self.keep_records_of(wanted, patient).await;
     }
 
-    async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool) {
+    async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool, patient: bool) {
         let Some(tenant) = self.tenant.clone() else { return };
         for connection in self.connections.iter_mut().filter(|connection| wanted(connection)) {
             let record = connection.record(tenant.settings().limits.recovery_window_ms);
             let recorded = mark(&record.rooms);
-            let commit = Commit { session: Some(record), ..Commit::new(CommitId::random()) };
-            match tenant.decisions.commit_directly(commit).await {
-                Ok(_) => connection.recorded = recorded,
+            match tenant.decisions.record(record, patient).await {
+                Ok(()) => connection.recorded = recorded,
                 Err(error) => {
+                    // Whatever changes next has it written again, registering after a loss not least.
+                    connection.local.unrecorded.store(true, Ordering::Release);
                     tracing::debug!(tenant = %tenant.id, %error, "a session record was not kept");
                 }
             }
@@ -482,8 +484,7 @@ impl Session {
 
     async fn end_session(&self, connection: &Connection) {
         let Some(tenant) = &self.tenant else { return };
-        let commit = Commit { session: Some(connection.record(0)), ..Commit::new(CommitId::random()) };
-        if let Err(error) = tenant.decisions.commit_directly(commit).await {
+        if let Err(error) = tenant.decisions.record(connection.record(0), false).await {
             tracing::debug!(tenant = %tenant.id, %error, "a session ends only with its time");
         }
     }
