@@ -5,6 +5,8 @@ use hyper::header::{ALLOW, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use serde_json::{Value, json};
 
 use super::super::{Answer, json_answer};
+use crate::catalog::CatalogError;
+use crate::engine::EngineError;
 
 /// When it is worth asking again after the engine was away, in seconds.
 const RETRY_AFTER_S: u32 = 2;
@@ -56,6 +58,11 @@ impl Denied {
         Denied::new(StatusCode::TOO_MANY_REQUESTS, "busy", message)
     }
 
+    /// The same, with what it is about in front.
+    pub(super) fn about(self, what: &str) -> Denied {
+        Denied { message: format!("{what}: {}", self.message), ..self }
+    }
+
     pub(super) fn answer(self) -> Answer {
         let mut error = json!({ "code": self.code, "message": self.message });
         if !self.mistakes.is_empty() {
@@ -76,5 +83,31 @@ impl Denied {
             headers.insert(ALLOW, allow);
         }
         answer
+    }
+}
+
+impl From<CatalogError> for Denied {
+    fn from(error: CatalogError) -> Denied {
+        let text = error.to_string();
+        match error {
+            CatalogError::NotFound { .. } => Denied::not_found(text),
+            CatalogError::Exists { .. } => Denied::new(StatusCode::CONFLICT, "exists", text),
+            CatalogError::Conflict(_) => Denied::new(StatusCode::CONFLICT, "conflict", text),
+            CatalogError::ReadOnly { .. } => Denied::new(StatusCode::CONFLICT, "read_only", text),
+            CatalogError::Invalid(mistakes) => Denied::mistakes(mistakes),
+            CatalogError::Limit { .. } => Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "limit", text),
+            CatalogError::Later { .. } => Denied::new(StatusCode::CONFLICT, "later_format", text),
+            CatalogError::Damaged { .. } => Denied::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", text),
+            CatalogError::Engine(EngineError::Ambiguous(_)) => {
+                let text = "the engine did not answer: the change may have been made; look before you repeat it";
+                Denied::new(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown", text)
+            }
+            // Which server does not answer is for the log only.
+            CatalogError::Engine(error) => {
+                tracing::warn!(%error, "the admin API cannot reach the engine");
+                let text = "the engine does not answer: nothing was changed";
+                Denied::new(StatusCode::SERVICE_UNAVAILABLE, "engine_unavailable", text)
+            }
+        }
     }
 }
