@@ -276,6 +276,16 @@ pub enum Effect {
     },
 }
 
+impl Effect {
+    /// Does it change who is in which rooms?
+    pub fn moves(&self) -> bool {
+        match self {
+            Effect::Arrive { .. } | Effect::Join { .. } | Effect::Leave { .. } | Effect::Gone { .. } => true,
+            Effect::Publish(_) | Effect::Disconnect { .. } => false,
+        }
+    }
+}
+
 /// What lets a client come back: written by connect, join and leave, never at disconnect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {

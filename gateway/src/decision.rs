@@ -15,6 +15,8 @@ pub mod token;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::client::Client;
 use crate::commit::{
     Commit, CommitId, Effect, FiredTimer, Grant, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey,
@@ -208,8 +210,7 @@ pub struct Decisions {
     pub tenant: TenantId,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
-    /// What one input may use up.
-    pub limits: Arc<CallLimits>,
+    limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
     backlog: Arc<Backlog>,
 }
@@ -217,7 +218,18 @@ pub struct Decisions {
 impl Decisions {
     /// For one tenant; what waits for the engine has its places in `backlog`.
     pub fn new(tenant: TenantId, engine: Arc<dyn Engine>, limits: CallLimits, backlog: Arc<Backlog>) -> Decisions {
-        Decisions { tenant, engine, limits: Arc::new(limits), conflicts: Arc::default(), backlog }
+        Decisions {
+            tenant,
+            engine,
+            limits: Arc::new(ArcSwap::from_pointee(limits)),
+            conflicts: Arc::default(),
+            backlog,
+        }
+    }
+
+    /// What one input may use up, from now on.
+    pub fn set_limits(&self, limits: CallLimits) {
+        self.limits.store(Arc::new(limits));
     }
 
     fn outage(&self, bytes: usize) -> Outage {
@@ -230,15 +242,16 @@ impl Decisions {
     pub async fn run(&self, pipeline: &Pipeline, input: Input<'_>) -> Result<Decided, Undecided> {
         let id = CommitId::random();
         let now = now_ms();
+        let limits = self.limits.load_full();
         let mut turn = None;
         let mut outage = self.outage(input.bytes());
         let mut attempt = 0;
-        while attempt < self.limits.attempts {
+        while attempt < limits.attempts {
             outage.over().await.map_err(Undecided::Engine)?;
             attempt += 1;
             let invocation = Invocation { id: id.clone(), attempt, now };
             let mut transaction =
-                Transaction::new(self.engine.clone(), self.tenant.clone(), self.limits.clone(), invocation);
+                Transaction::new(self.engine.clone(), self.tenant.clone(), limits.clone(), invocation);
             let steps = self.steps(pipeline, &mut transaction, &input).await;
             let mut parts = transaction.into_parts();
             let additions = match steps {
@@ -282,7 +295,7 @@ impl Decisions {
         }
         let text = format!(
             "other commits changed what this one had read, {} times in a row (setting call_limits.attempts)",
-            self.limits.attempts
+            limits.attempts
         );
         Err(Undecided::Later(Refusal { retry_after_ms: Some(100), ..Refusal::new("conflict", text) }))
     }
@@ -378,6 +391,14 @@ impl Decisions {
         }
     }
 
+    /// Writes a session's record. If its connection is not registered now, a `patient` one waits for that, as an input
+    /// does.
+    pub async fn record(&self, session: SessionRecord, patient: bool) -> Result<(), Undecided> {
+        let commit = Commit { session: Some(session), ..Commit::new(CommitId::random()) };
+        let mut outage = self.outage(commit.bytes());
+        self.send(Arc::new(commit), &mut outage, patient).await.map(drop)
+    }
+
     /// Counts a lost conflict and waits for the turn to try again; a turn held before is given back first.
     async fn lose(&self, turn: Option<conflict::Turn>, key: &StateKey) -> Option<conflict::Turn> {
         metrics::counter!("commit_conflicts_total", "tenant" => self.tenant.to_string()).increment(1);
@@ -391,7 +412,7 @@ impl Decisions {
             return Ok(None);
         }
         let reads = Commit { reads: commit.reads, ..Commit::new(CommitId::random()) };
-        match self.send(Arc::new(reads), outage).await? {
+        match self.send(Arc::new(reads), outage, true).await? {
             Outcome::Conflict(key) => Ok(Some(key)),
             _ => Ok(None),
         }
@@ -407,12 +428,13 @@ impl Decisions {
         if nothing {
             return Ok(None);
         }
-        self.send(Arc::new(commit), outage).await.map(Some)
+        self.send(Arc::new(commit), outage, true).await.map(Some)
     }
 
     /// Sends a commit, again with the same id while its outcome is unknown or the engine is away: what the
     /// components decided is not decided anew, for that would see its own outcome.
-    async fn send(&self, commit: Arc<Commit>, outage: &mut Outage) -> Result<Outcome, Undecided> {
+    /// One whose connection is not registered waits for that if it is `patient`.
+    async fn send(&self, commit: Arc<Commit>, outage: &mut Outage, patient: bool) -> Result<Outcome, Undecided> {
         let started = std::time::Instant::now();
         let (mut ambiguous, mut unavailable) = (0, 0);
         loop {
@@ -435,6 +457,10 @@ impl Decisions {
                 Err(EngineError::Unavailable(_)) if unavailable < UNAVAILABLE_RESENDS_MAX => {
                     unavailable += 1;
                     tokio::time::sleep(UNAVAILABLE_REST).await;
+                }
+                // After a loss this node registers its connections again in a moment.
+                Err(EngineError::Absent(_)) if patient => {
+                    outage.registering().await.map_err(Undecided::Engine)?;
                 }
                 Err(EngineError::NotACounter(key)) => {
                     let text = format!("the value of {:?} is not a decimal counter", key.as_str());

@@ -11,6 +11,7 @@ pub mod event;
 pub mod room;
 pub mod tenant;
 
+pub mod catalog;
 pub mod gateway;
 pub mod limits;
 

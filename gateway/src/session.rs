@@ -85,6 +85,8 @@ pub struct Session {
     language: Language,
     /// Known from the path, or from the first token.
     tenant: Option<Arc<LiveTenant>>,
+    /// The tenant's settings and keys were looked at in this revision; 0: not since the last connect.
+    tenant_revision: u64,
     connections: Vec<Connection>,
     /// Somebody changed what one of the connections may do.
     changed: Arc<Notify>,
@@ -116,6 +118,7 @@ impl Session {
         Session {
             language: Language::new(hello.protocol, Limits::default().message_bytes),
             tenant: hello.tenant.clone(),
+            tenant_revision: 0,
             rate: Bucket::new(Limits::default().messages_per_minute, Instant::now()),
             ping_due: Instant::now() + gateway.config.ping_interval,
             gateway,
@@ -151,7 +154,7 @@ impl Session {
     /// What comes before the first message: the protocol's greeting, and for plain WebSocket the token.
     async fn hello(&mut self) -> Result<(), Close> {
         if let Some(tenant) = self.tenant.clone() {
-            self.limit(&tenant.tenant.limits);
+            self.limit(&tenant.settings().limits);
         }
         match self.language {
             Language::SocketIo { .. } => {
@@ -198,7 +201,7 @@ impl Session {
                 Happening::End(close) => Err(close),
                 Happening::Clock => Ok(()),
                 Happening::Changed => {
-                    Box::pin(self.keep_changed_records()).await;
+                    Box::pin(self.keep_changed_records(false)).await;
                     Ok(())
                 }
                 Happening::Draining => Err(self.drain().await),
@@ -318,14 +321,15 @@ impl Session {
         connection::applied(&self.gateway, tenant, &decided).await;
         if decided.memberships {
             // Before the client hears of it: its record would not have the room that a handler gave it.
-            Box::pin(self.keep_changed_records()).await;
+            let outbox = self.outbox.clone();
+            _ = unless_fenced(&outbox, Box::pin(self.keep_changed_records(true))).await;
         }
         Ok(requests::Answer::of_decision(decided))
     }
 
     fn within_limits(&mut self, tenant: &LiveTenant, index: usize, name: &Arc<str>) -> Result<(), Refusal> {
         self.within_rate()?;
-        match tenant.tenant.limits.user_events_per_minute.get(&**name) {
+        match tenant.settings().limits.user_events_per_minute.get(&**name) {
             Some(rate) => tenant.user_rates.take(&self.connections[index].client.identity.subject, name, *rate),
             None => Ok(()),
         }
@@ -404,11 +408,31 @@ impl Session {
             return Ok(());
         }
         self.tenant_slot = Some(tenant.connections.take().ok_or(Close::ServerFull)?);
-        self.limit(&tenant.tenant.limits);
-        self.language.set_recovery(tenant.tenant.socketio_recovery);
-        self.rate = Bucket::new(tenant.tenant.limits.messages_per_minute, Instant::now());
-        self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
+        let settings = tenant.settings();
+        self.limit(&settings.limits);
+        self.language.set_recovery(settings.socketio_recovery);
+        self.rate = Bucket::new(settings.limits.messages_per_minute, Instant::now());
+        self.record_due = Instant::now() + self.record_interval(&settings.limits);
         self.tenant = Some(tenant.clone());
+        Ok(())
+    }
+
+    /// What the tenant's settings and keys say now holds for whoever is connected, too. Protocol features stay as they
+    /// were when the client came.
+    fn keep_up_with_tenant(&mut self) -> Result<(), Close> {
+        let Some(tenant) = self.tenant.clone().filter(|tenant| tenant.revision() != self.tenant_revision) else {
+            return Ok(());
+        };
+        self.tenant_revision = tenant.revision();
+        let (settings, verifier) = (tenant.settings(), tenant.verifier());
+        if settings.disabled {
+            return self.broken(Close::TenantDisabled, "the tenant is disabled");
+        }
+        if !self.connections.iter().all(|connection| verifier.admits(&connection.client.identity)) {
+            return self.broken(Close::Unauthorized, "the key that signed the token is not the tenant's any more");
+        }
+        self.limit(&settings.limits);
+        self.rate.set_rate(settings.limits.messages_per_minute, Instant::now());
         Ok(())
     }
 
@@ -433,6 +457,7 @@ impl Session {
     }
 
     async fn on_clock(&mut self) -> Result<(), Close> {
+        self.keep_up_with_tenant()?;
         let (now, config) = (Instant::now(), &self.gateway.config);
         if now < self.next_wake() {
             return Ok(());
@@ -460,7 +485,7 @@ impl Session {
         }
         if let Some(tenant) = self.tenant.clone().filter(|_| now >= self.record_due) {
             Box::pin(self.keep_records()).await;
-            self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
+            self.record_due = Instant::now() + self.record_interval(&tenant.settings().limits);
         }
         self.heartbeat(now)
     }
@@ -509,6 +534,17 @@ impl Session {
         // The reader stops when nobody reads the inbox; until then the client may still say its own goodbye.
         self.socket.inbox.close();
     }
+}
+
+/// Does something that may wait for the connection to be registered again; `None`: the others have taken it out, so
+/// that it never is.
+async fn unless_fenced<T>(outbox: &Outbox, work: impl Future<Output = T>) -> Option<T> {
+    let fenced = async {
+        if outbox.ended().await != Close::Fenced {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! { biased; done = work => Some(done), () = fenced => None }
 }
 
 /// Is it nobody's decision that a client does not get in, and different in a moment? Socket.IO clients do not try again

@@ -28,6 +28,11 @@ impl TenantId {
         if is_name(name, TENANT_NAME_BYTES_MAX) { Ok(TenantId(name.into())) } else { Err(TenantNameError(name.into())) }
     }
 
+    /// Under which the engine keeps the catalog of tenants. No tenant has this name: it begins with `_`.
+    pub fn catalog() -> TenantId {
+        TenantId("_catalog".into())
+    }
+
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -70,6 +75,8 @@ impl fmt::Debug for TenantId {
 pub struct Tenant {
     /// Its name.
     pub id: TenantId,
+    /// Is it out of service? Then nobody may connect, and its timers wait.
+    pub disabled: bool,
     /// How its tokens are verified.
     pub auth: Auth,
     /// What its clients may use up.

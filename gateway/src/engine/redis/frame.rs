@@ -120,6 +120,7 @@ struct Packed<'a>(
     Option<&'a str>,
     &'a str,
     Option<&'a str>,
+    Option<&'a str>,
 );
 
 /// What the registry of presence needs beside the commit.
@@ -131,6 +132,8 @@ pub(super) struct Standing<'a> {
     pub(super) view: Option<&'a str>,
     /// A connection that must be there, or nothing is applied.
     pub(super) present: Option<&'a str>,
+    /// Where the leases are, if the script can look: whoever has none registers nobody.
+    pub(super) leases: Option<&'a str>,
 }
 
 /// Packs a commit's changes.
@@ -178,6 +181,7 @@ pub(super) fn encode_changes(
         standing.present,
         standing.incarnation,
         standing.view,
+        standing.leases,
     );
     let packed = rmp_serde::to_vec(&packed).map_err(|e| EngineError::Corrupt(e.to_string()))?;
     Ok(Changes { packed, values })
