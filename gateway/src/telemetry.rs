@@ -63,6 +63,8 @@ fn describe() {
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
+    describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
 }
