@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use crate::catalog::Catalog;
 use crate::client::{ConnectionId, random_id};
 use crate::commit::Position;
 use crate::config::Config;
@@ -33,6 +34,8 @@ pub struct Gateway {
     pub config: Config,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
+    /// What the admin API keeps.
+    pub catalog: Catalog,
     /// Where plugins run.
     pub host: Arc<Host>,
     /// What waits for the engine.
@@ -81,6 +84,7 @@ impl Gateway {
     pub fn new(config: Config, engine: Arc<dyn Engine>, host: Arc<Host>, tasks: Tasks) -> Gateway {
         Gateway {
             connections: Slots::new(config.max_connections),
+            catalog: Catalog::of(&config, engine.clone()),
             config,
             engine,
             host,
