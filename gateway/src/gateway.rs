@@ -25,6 +25,7 @@ use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
 use crate::limits::UserRates;
 use crate::session::NAMESPACES_MAX;
+use crate::tail::Tail;
 use crate::tenant::{Tenant, TenantId};
 pub use snapshots::Snapshots;
 
@@ -36,6 +37,8 @@ pub struct Gateway {
     pub engine: Arc<dyn Engine>,
     /// What the admin API keeps.
     pub catalog: Catalog,
+    /// Who looks at log lines, on this node and on others.
+    pub tail: Tail,
     /// Where plugins run.
     pub host: Arc<Host>,
     /// What waits for the engine.
@@ -86,6 +89,7 @@ impl Gateway {
             connections: Slots::new(config.max_connections),
             catalog: Catalog::of(&config, engine.clone()),
             config,
+            tail: Tail::default(),
             engine,
             host,
             backlog: Backlog::of_node(),

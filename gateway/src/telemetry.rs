@@ -44,6 +44,7 @@ fn describe() {
     );
     describe_histogram!("resume_seconds", "From a client's coming back to the answer, what it missed included");
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
+    describe_counter!("admin_requests_total", "Calls of the admin API, by route and status");
     describe_redis();
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");

@@ -36,13 +36,13 @@ impl Answering {
     /// Answers a question, or goes on doing so.
     pub(super) fn answer(&self, gateway: &Arc<Gateway>, id: String, wanted: Wanted) {
         let mut until = self.0.lock();
-        let is_new = until.contains_key(&id);
-        if !is_new && until.len() >= ANSWERS_MAX {
+        let is_new = !until.contains_key(&id);
+        if is_new && until.len() >= ANSWERS_MAX {
             return;
         }
         until.insert(id.clone(), Instant::now() + ANSWER_TIME);
         drop(until);
-        if is_new {
+        if !is_new {
             return;
         }
         let task = answer(gateway.clone(), id, wanted);
