@@ -12,6 +12,7 @@ pub mod check;
 mod output;
 pub mod plugin;
 pub mod plugin_build;
+pub mod plugin_new;
 pub mod remote;
 pub mod serve;
 pub mod tenant;
@@ -34,9 +35,10 @@ Examples:
   postern serve --demo --tenants examples/tenants
   postern check --config postern.toml
   postern token --tenant green-valley --sub alice --claim role=resident --claim 'flats=[\"A-101\"]'
-  postern plugin build plugins/visitor-approvals
+  postern plugin new door-bell
+  postern plugin build door-bell
   postern tenant create acme --file acme.toml
-  postern plugin push word-filter word_filter.wasm --tenant acme --role handler --activate
+  postern plugin push door-bell door-bell/target/postern/door-bell.wasm --tenant acme --role handler --activate
 
 `tenant`, `admin` and most of `plugin` call the admin API of a gateway that runs: POSTERN_URL says where it is,
 POSTERN_ADMIN_TOKEN is the token.
@@ -154,6 +156,14 @@ impl SettingsArgs {
 /// What can be done with plugins.
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
+    /// Begin a plugin: a project that builds, with the contract and tests.
+    #[command(after_help = "\
+The plugin is named after the directory.
+
+Examples:
+  postern plugin new door-bell
+  postern plugin new plugins/door-bell --language rust")]
+    New(PluginNewArgs),
     /// Build crates into components, and check them against the contract.
     #[command(after_help = "\
 Examples:
@@ -164,6 +174,17 @@ Examples:
     /// What calls a gateway that runs.
     #[command(flatten)]
     Remote(plugin::RemoteCommand),
+}
+
+/// What to begin, and where.
+#[derive(Debug, Clone, Args)]
+pub struct PluginNewArgs {
+    /// The directory to make.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What it is written in.
+    #[arg(long, value_enum, default_value_t = plugin_new::Language::Rust)]
+    pub language: plugin_new::Language,
 }
 
 /// What to build, and where to.

@@ -35,7 +35,9 @@ Examples:
     #[command(after_help = "Examples:\n  postern plugin list\n  postern plugin list word-filter --tenant acme --json")]
     List(ListArgs),
     /// Show one plugin with its versions, or what a component's file imports and exports.
-    #[command(after_help = "Examples:\n  postern plugin inspect word-filter\n  postern plugin inspect ./word_filter.wasm")]
+    #[command(
+        after_help = "Examples:\n  postern plugin inspect word-filter\n  postern plugin inspect ./word_filter.wasm"
+    )]
     Inspect(InspectArgs),
     /// Change what a plugin is for, or what it is told.
     #[command(after_help = "\
@@ -320,7 +322,9 @@ fn inspect_file(file: &Path, as_json: bool) -> Result<(), Failure> {
     })?;
     let digest = sign::digest(&bytes);
     if as_json {
-        print_json(&json!({ "file": file, "bytes": bytes.len(), "digest": digest, "imports": shape.imports, "exports": shape.exports }));
+        print_json(
+            &json!({ "file": file, "bytes": bytes.len(), "digest": digest, "imports": shape.imports, "exports": shape.exports }),
+        );
         return Ok(());
     }
     line(&format!("{}\n  {} bytes, sha256 {digest}", file.display(), bytes.len()));
@@ -330,7 +334,10 @@ fn inspect_file(file: &Path, as_json: bool) -> Result<(), Failure> {
 
 fn read_component(file: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(file).map_err(|error| {
-        Failure::Failed(format!("{}: {error}\n`postern plugin build DIR` makes a component and says where it is", file.display()))
+        Failure::Failed(format!(
+            "{}: {error}\n`postern plugin build DIR` makes a component and says where it is",
+            file.display()
+        ))
     })
 }
 
@@ -360,7 +367,14 @@ fn activate(args: &ActivateArgs, env: &dyn Environment) -> Result<(), Failure> {
     let begun = remote.send(Method::POST, &format!("{path}/activate"), Some(&body))?;
     if args.no_wait {
         let plugin = &args.plugin;
-        done(&remote, &begun, &format!("version {} of {plugin} is being rolled out; `postern plugin inspect {plugin}` shows it", args.version));
+        done(
+            &remote,
+            &begun,
+            &format!(
+                "version {} of {plugin} is being rolled out; `postern plugin inspect {plugin}` shows it",
+                args.version
+            ),
+        );
         return Ok(());
     }
     let ended = rollout::watch(&remote, &path, &args.plugin, args.version)?;
@@ -402,7 +416,9 @@ fn switch(args: &NameArgs, what: &str, env: &dyn Environment) -> Result<(), Fail
 fn delete(args: &DeleteArgs, env: &dyn Environment) -> Result<(), Failure> {
     let plugin = &args.name.plugin;
     if !args.yes {
-        let text = format!("this deletes {plugin} and all its versions for good: say --yes, or `postern plugin disable {plugin}` instead");
+        let text = format!(
+            "this deletes {plugin} and all its versions for good: say --yes, or `postern plugin disable {plugin}` instead"
+        );
         return Err(Failure::Usage(text));
     }
     let (remote, tenant) = Remote::of_tenant(&args.name.of, env)?;
@@ -426,4 +442,3 @@ fn setting(text: &str) -> Result<(String, String), String> {
         _ => Err("a setting has the form NAME=VALUE".into()),
     }
 }
-

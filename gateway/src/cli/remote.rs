@@ -112,7 +112,9 @@ impl Remote {
         let own = remote.get("/whoami")?;
         match own["tenant"].as_str() {
             Some(tenant) => Ok((remote, tenant.to_owned())),
-            None => Err(Failure::Usage("this token is good for all tenants: say which with --tenant NAME (or POSTERN_TENANT)".into())),
+            None => Err(Failure::Usage(
+                "this token is good for all tenants: say which with --tenant NAME (or POSTERN_TENANT)".into(),
+            )),
         }
     }
 
@@ -204,7 +206,10 @@ impl Remote {
             LinkError::Tls(_) => "SSL_CERT_FILE can name a file of further authorities to trust",
             LinkError::Timeout(_) | LinkError::Broken(_) => "look whether it was done before you try again",
         };
-        self.failure(&json!({ "code": "unreachable", "message": format!("{} does not answer: {error}", self.base) }), advice)
+        self.failure(
+            &json!({ "code": "unreachable", "message": format!("{} does not answer: {error}", self.base) }),
+            advice,
+        )
     }
 
     fn refused(&self, status: StatusCode, refusal: &Value) -> Failure {
@@ -239,12 +244,18 @@ impl Remote {
 /// What to do about a refusal.
 fn advice(code: &str, has_token: bool) -> &'static str {
     match code {
-        "unauthorized" if !has_token => "put a token into POSTERN_ADMIN_TOKEN; an operator makes one with `postern admin token create`",
-        "unauthorized" => "the token in POSTERN_ADMIN_TOKEN may be of another gateway, be over or be revoked: ask an operator for a new one",
+        "unauthorized" if !has_token => {
+            "put a token into POSTERN_ADMIN_TOKEN; an operator makes one with `postern admin token create`"
+        }
+        "unauthorized" => {
+            "the token in POSTERN_ADMIN_TOKEN may be of another gateway, be over or be revoked: ask an operator for a new one"
+        }
         "admin_disabled" => "start the gateway with POSTERN_ADMIN_TOKEN (32 characters or more) and use the same here",
         "forbidden" => "`postern admin whoami` shows what your token is good for",
         "not_found" => "`postern tenant list` and `postern plugin list` show what there is",
-        "read_only" => "change the file on the gateway's machines and restart them, or make a tenant of another name over the API",
+        "read_only" => {
+            "change the file on the gateway's machines and restart them, or make a tenant of another name over the API"
+        }
         "conflict" => "somebody else changed it at the same time: look at it again, then repeat",
         "exists" => "take another name, or look at the one that there is",
         "invalid" => "nothing was changed: put it right and repeat",
@@ -266,7 +277,8 @@ pub fn part(text: &str) -> String {
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        let turns = matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+        let turns =
+            matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
         if c.is_control() || turns { plain.extend(c.escape_default()) } else { plain.push(c) }
     }
     plain

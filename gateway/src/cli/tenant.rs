@@ -56,7 +56,9 @@ Examples:
     #[command(after_help = "Example:\n  postern tenant delete acme --yes")]
     Delete(DeleteArgs),
     /// Show what a tenant's plugins used, day by day.
-    #[command(after_help = "Examples:\n  postern tenant usage acme\n  postern tenant usage acme --from 2026-11-01 --to 2026-11-30 --json")]
+    #[command(
+        after_help = "Examples:\n  postern tenant usage acme\n  postern tenant usage acme --from 2026-11-01 --to 2026-11-30 --json"
+    )]
     Usage(UsageArgs),
 }
 
@@ -158,7 +160,9 @@ fn create(args: &CreateArgs, env: &dyn Environment) -> Result<(), Failure> {
     let answer = remote.send(Method::POST, "/tenants", Some(&body))?;
     let tenant = &args.tenant;
     let next = match settings["auth"]["keys"].as_array() {
-        Some(keys) if !keys.is_empty() => format!("postern plugin push authorizer FILE --tenant {tenant} --role authorizer --activate"),
+        Some(keys) if !keys.is_empty() => {
+            format!("postern plugin push authorizer FILE --tenant {tenant} --role authorizer --activate")
+        }
         _ => format!("postern tenant key put {tenant} ID --algorithm HS256 --secret-file FILE"),
     };
     done(&remote, &answer, &format!("{tenant} is there. Next: {next}"));
@@ -206,7 +210,9 @@ fn switch(args: &NameArgs, what: &str, env: &dyn Environment) -> Result<(), Fail
 fn delete(args: &DeleteArgs, env: &dyn Environment) -> Result<(), Failure> {
     let tenant = &args.tenant;
     if !args.yes {
-        let text = format!("this deletes {tenant} and its plugins for good: say --yes, or `postern tenant disable {tenant}` instead");
+        let text = format!(
+            "this deletes {tenant} and its plugins for good: say --yes, or `postern tenant disable {tenant}` instead"
+        );
         return Err(Failure::Usage(text));
     }
     let remote = Remote::new(&args.remote, env)?;

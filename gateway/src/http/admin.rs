@@ -65,7 +65,8 @@ pub(super) async fn answer(gateway: &Arc<Gateway>, request: Request<Incoming>) -
     let mut label = "none";
     let mut answer = match found {
         Found::Nothing => {
-            Denied::not_found(format!("there is nothing here; {}/openapi.json says what there is", route::BASE)).answer()
+            Denied::not_found(format!("there is nothing here; {}/openapi.json says what there is", route::BASE))
+                .answer()
         }
         Found::Methods(methods) => Denied::methods(&methods).answer(),
         Found::Route(Route { call: Call::Document, .. }, _) => {
@@ -105,7 +106,11 @@ async fn done(
         return logs::logs(asked).await;
     }
     let (status, body) = call(route.call, asked).await?;
-    Ok(if status == StatusCode::NO_CONTENT { plain_answer(status, "application/json", "") } else { json_answer(status, &body) })
+    Ok(if status == StatusCode::NO_CONTENT {
+        plain_answer(status, "application/json", "")
+    } else {
+        json_answer(status, &body)
+    })
 }
 
 async fn call(call: Call, asked: Asked) -> Done {

@@ -94,7 +94,8 @@ async fn answer(gateway: Arc<Gateway>, id: String, wanted: Wanted) {
             let Some(until) = gateway.tail.answering.until(&id) else { return };
             let Ok(news) = tokio::time::timeout_at(until, tail.next(BATCH_LINES_MAX)).await else { continue };
             lost += news.lost;
-            lines = news.entries.iter().filter(|entry| wanted.takes(entry)).map(|entry| Line::of(entry, &server)).collect();
+            lines =
+                news.entries.iter().filter(|entry| wanted.takes(entry)).map(|entry| Line::of(entry, &server)).collect();
             if lost > 0 || !lines.is_empty() {
                 break;
             }

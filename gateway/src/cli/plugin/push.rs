@@ -61,7 +61,9 @@ pub(super) fn push(args: &PushArgs, env: &dyn Environment) -> Result<(), Failure
     };
     let pushed = upload(&remote, &args.plugin, &address, &headers, component.into())?;
     let Some(version) = pushed["version"].as_u64() else {
-        return Err(Failure::Failed("the gateway did not say which version it made of it: is it of another version?".into()));
+        return Err(Failure::Failed(
+            "the gateway did not say which version it made of it: is it of another version?".into(),
+        ));
     };
     if !remote.json {
         tell(&args.plugin, &pushed);
@@ -110,7 +112,11 @@ fn upload(
 fn tell(plugin: &str, pushed: &Value) {
     let what = if pushed["existed"] == true { "is what was pushed before" } else { "is stored" };
     let bytes = size(pushed["bytes"].as_u64().unwrap_or(0));
-    line(&plain(&format!("{plugin}: version {} {what}: {bytes}, sha256 {}", pushed["version"], cell(&pushed["digest"]))));
+    line(&plain(&format!(
+        "{plugin}: version {} {what}: {bytes}, sha256 {}",
+        pushed["version"],
+        cell(&pushed["digest"])
+    )));
     line(&format!("  imports {}", plain(&cell(&pushed["imports"]))));
     line(&format!("  exports {}", plain(&cell(&pushed["exports"]))));
 }

@@ -111,7 +111,9 @@ mod tests {
             public.verify(message(tenant, plugin, &digest(bytes)).as_bytes(), &signed).is_ok()
         };
         assert!(holds("acme", "filter", b"bytes"));
-        assert!(!holds("other", "filter", b"bytes") && !holds("acme", "other", b"bytes") && !holds("acme", "filter", b"b"));
+        assert!(
+            !holds("other", "filter", b"bytes") && !holds("acme", "other", b"bytes") && !holds("acme", "filter", b"b")
+        );
     }
 
     #[test]

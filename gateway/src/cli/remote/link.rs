@@ -128,7 +128,11 @@ impl Link {
             let read = async {
                 let answer = tokio::time::timeout(timeout, exchange).await;
                 let answer = answer.map_err(|_| LinkError::Timeout(timeout))??;
-                if answer.status().is_success() { read_lines(answer, each).await.map(|()| None) } else { whole_body(answer).await.map(Some) }
+                if answer.status().is_success() {
+                    read_lines(answer, each).await.map(|()| None)
+                } else {
+                    whole_body(answer).await.map(Some)
+                }
             };
             beside(read, connection).await
         })
@@ -143,12 +147,14 @@ async fn exchange(
     body: Counted,
 ) -> Result<(impl Future<Output = Result<Response<Incoming>, LinkError>>, Connection), LinkError> {
     let uri = request.uri_ref().cloned().unwrap_or_default();
-    let stream = tokio::time::timeout(DIAL_TIMEOUT, dial(&uri)).await.map_err(|_| LinkError::Timeout(DIAL_TIMEOUT))??;
+    let stream =
+        tokio::time::timeout(DIAL_TIMEOUT, dial(&uri)).await.map_err(|_| LinkError::Timeout(DIAL_TIMEOUT))??;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned();
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let request = request.uri(path).header(HOST, host).body(body).map_err(|error| LinkError::Broken(error.to_string()))?;
+    let request =
+        request.uri(path).header(HOST, host).body(body).map_err(|error| LinkError::Broken(error.to_string()))?;
     Ok((async move { sender.send_request(request).await.map_err(broken) }, connection))
 }
 
@@ -161,10 +167,7 @@ fn broken(error: hyper::Error) -> LinkError {
 }
 
 /// Drives the connection as long as the work on it lasts.
-async fn beside<T>(
-    work: impl Future<Output = Result<T, LinkError>>,
-    connection: Connection,
-) -> Result<T, LinkError> {
+async fn beside<T>(work: impl Future<Output = Result<T, LinkError>>, connection: Connection) -> Result<T, LinkError> {
     let mut work = std::pin::pin!(work);
     tokio::select! {
         biased;

@@ -100,13 +100,18 @@ fn put(args: &PutArgs, env: &dyn Environment) -> Result<(), Failure> {
     let mut key = match (&args.secret_env, &args.secret_file, &args.pem_file, &args.jwk_file) {
         (Some(variable), ..) => {
             let secret = env.get(variable).filter(|secret| !secret.is_empty());
-            let secret = secret.ok_or_else(|| Failure::Usage(format!("the variable {variable} (--secret-env) is not set")))?;
+            let secret =
+                secret.ok_or_else(|| Failure::Usage(format!("the variable {variable} (--secret-env) is not set")))?;
             json!({ "secret": secret })
         }
         (_, Some(file), ..) => json!({ "secret": read(file)?.trim() }),
         (_, _, Some(file), _) => json!({ "pem": read(file)? }),
         (_, _, _, Some(file)) => json!({ "jwk": read(file)? }),
-        _ => return Err(Failure::Usage("give the key: one of --secret-file, --secret-env, --pem-file, --jwk-file".into())),
+        _ => {
+            return Err(Failure::Usage(
+                "give the key: one of --secret-file, --secret-env, --pem-file, --jwk-file".into(),
+            ));
+        }
     };
     if let Some(algorithm) = &args.algorithm {
         key["algorithm"] = algorithm.as_str().into();
@@ -133,7 +138,11 @@ fn list(args: &OfArgs, env: &dyn Environment) -> Result<(), Failure> {
 fn delete(args: &DeleteArgs, env: &dyn Environment) -> Result<(), Failure> {
     let remote = Remote::new(&args.remote, env)?;
     let answer = remote.send(Method::DELETE, &key_path(&args.tenant, &args.id), None)?;
-    done(&remote, &answer, &format!("the key {} of {} is revoked; connections that it admitted end", args.id, args.tenant));
+    done(
+        &remote,
+        &answer,
+        &format!("the key {} of {} is revoked; connections that it admitted end", args.id, args.tenant),
+    );
     Ok(())
 }
 

@@ -65,8 +65,7 @@ async fn whole(mut body: Incoming, bounds: &Bounds) -> Result<Bytes, Denied> {
     loop {
         let until = deadline.min(Instant::now() + idle);
         let Ok(frame) = tokio::time::timeout_at(until, body.frame()).await else {
-            let (what, limit) =
-                if until == deadline { ("take", time) } else { ("stand still for", idle) };
+            let (what, limit) = if until == deadline { ("take", time) } else { ("stand still for", idle) };
             let text = format!("the body may {what} {} s", limit.as_secs());
             return Err(Denied::new(StatusCode::REQUEST_TIMEOUT, "too_slow", text));
         };

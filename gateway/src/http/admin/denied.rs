@@ -50,7 +50,8 @@ impl Denied {
 
     pub(super) fn methods(methods: &[&str]) -> Denied {
         let methods = methods.join(", ");
-        let denied = Denied::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", format!("here is only {methods}"));
+        let denied =
+            Denied::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", format!("here is only {methods}"));
         Denied { allow: Some(methods), ..denied }
     }
 

@@ -139,7 +139,8 @@ impl Versions {
 
     fn shown(&self, line: &Line) -> Value {
         let number = self.known.get(&(line.plugin.clone(), line.digest.clone()));
-        let version = number.map_or_else(|| json!(line.digest.chars().take(12).collect::<String>()), |number| json!(number));
+        let version =
+            number.map_or_else(|| json!(line.digest.chars().take(12).collect::<String>()), |number| json!(number));
         json!({
             "at_ms": line.at_ms,
             "server": line.server,

@@ -147,9 +147,10 @@ pub(super) fn version(version: &crate::catalog::VersionRecord) -> Value {
 pub(super) async fn put(asked: Asked) -> Done {
     let (id, name) = (asked.tenant()?.clone(), asked.names.plugin.clone());
     let wanted: Wanted = body::json(asked.body).await?;
-    let changed = asked.gateway.catalog.change_plugin(&asked.actor, &id, &name, "plugin.put", |there| {
-        wanted.applied(there, &name).map(Some)
-    });
+    let changed = asked
+        .gateway
+        .catalog
+        .change_plugin(&asked.actor, &id, &name, "plugin.put", |there| wanted.applied(there, &name).map(Some));
     let changed = changed.await?.ok_or_else(|| no_plugin(&name))?;
     Ok(ok(shown(&changed)))
 }
@@ -255,7 +256,10 @@ mod tests {
         assert!(matches!(wanted(json!({})).applied(None, "echo"), Err(CatalogError::Invalid(_))));
         let version = serde_json::from_value(json!({ "version": 1, "digest": "d" })).unwrap();
         let plugin = PluginRecord { versions: vec![version], ..PluginRecord::new("echo", Role::Handler) };
-        assert!(matches!(Wanted::of_role(Role::Router).applied(Some(plugin.clone()), "echo"), Err(CatalogError::Conflict(_))));
+        assert!(matches!(
+            Wanted::of_role(Role::Router).applied(Some(plugin.clone()), "echo"),
+            Err(CatalogError::Conflict(_))
+        ));
         assert!(Wanted::of_role(Role::Handler).applied(Some(plugin), "echo").is_ok());
     }
 

@@ -190,7 +190,9 @@ mod tests {
         };
         assert_eq!(route.call, Call::Activate);
         assert_eq!((&*names.tenant, &*names.plugin), ("acme", "word-filter"));
-        let Found::Route(_, names) = find("DELETE", "/admin/v1/tenants/acme/keys/2025%2F02") else { panic!("not found") };
+        let Found::Route(_, names) = find("DELETE", "/admin/v1/tenants/acme/keys/2025%2F02") else {
+            panic!("not found")
+        };
         assert_eq!(names.id, "2025/02");
         let Found::Methods(methods) = find("PUT", "/admin/v1/tenants") else { panic!("it is there") };
         assert_eq!(methods, ["GET", "POST"]);

@@ -189,7 +189,9 @@ fn not_shown(value: &Value, path: &str, found: &mut Vec<String>) {
         Value::String(text) if text == NOT_SHOWN => {
             found.push(format!("{path}: {NOT_SHOWN} stands for what is not shown: give the value, or leave it out"));
         }
-        Value::Object(object) => object.iter().for_each(|(name, value)| not_shown(value, &format!("{path}.{name}"), found)),
+        Value::Object(object) => {
+            object.iter().for_each(|(name, value)| not_shown(value, &format!("{path}.{name}"), found))
+        }
         Value::Array(items) => {
             items.iter().enumerate().for_each(|(index, value)| not_shown(value, &format!("{path}[{index}]"), found));
         }
@@ -298,14 +300,22 @@ mod tests {
     #[test]
     fn a_secret_as_it_is_shown_is_not_taken_for_one() {
         let mut found = Vec::new();
-        not_shown(&json!({ "auth": { "keys": [{ "secret": "real" }, { "secret": "(secret)" }] } }), "settings", &mut found);
+        not_shown(
+            &json!({ "auth": { "keys": [{ "secret": "real" }, { "secret": "(secret)" }] } }),
+            "settings",
+            &mut found,
+        );
         assert_eq!(found.len(), 1);
         assert!(found[0].starts_with("settings.auth.keys[1].secret: "), "{found:?}");
     }
 
     #[test]
     fn accounts_are_grouped_by_day() {
-        let row = |day: &str, plugin: &str| UsageRow { day: day.into(), plugin: plugin.into(), used: [("calls".into(), 3)].into() };
+        let row = |day: &str, plugin: &str| UsageRow {
+            day: day.into(),
+            plugin: plugin.into(),
+            used: [("calls".into(), 3)].into(),
+        };
         let days = by_day(vec![row("2026-11-21", "a"), row("2026-11-21", "b"), row("2026-11-22", "a")]);
         assert_eq!(days.len(), 2);
         assert_eq!(days[0]["plugins"], json!({ "a": { "calls": 3 }, "b": { "calls": 3 } }));

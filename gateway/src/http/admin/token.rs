@@ -27,7 +27,9 @@ pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap) -> Result<Acto
     }
     match gateway.catalog.token_of(&token).await? {
         Some(record) => Ok(record.actor()),
-        None => Err(Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", "this token is not, or not any more, good here")),
+        None => {
+            Err(Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", "this token is not, or not any more, good here"))
+        }
     }
 }
 
