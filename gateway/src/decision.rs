@@ -71,7 +71,8 @@ pub enum Undecided {
     /// A plugin failed, or is not there.
     #[error("{}", .0.message)]
     Failed(Refusal),
-    /// Nobody's fault: a plugin asked to be tried again, too much waits, or commits kept changing what was read.
+    /// Not now: a plugin asked to be tried again or is not called for a while, too much waits, or commits kept
+    /// changing what was read.
     #[error("{}", .0.message)]
     Later(Refusal),
     /// The engine does not answer.
@@ -108,6 +109,10 @@ impl From<CallError> for Undecided {
             CallError::Fatal(message) => Undecided::Failed(Refusal::new("plugin_failed", message)),
             CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.to_string())),
             CallError::EngineUnavailable(message) => engine_unavailable(&message),
+            CallError::BreakerOpen { message, retry_after_ms } => Undecided::Later(Refusal {
+                retry_after_ms: Some(retry_after_ms),
+                ..Refusal::new("plugin_unavailable", message)
+            }),
         }
     }
 }

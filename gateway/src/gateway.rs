@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use crate::catalog::Catalog;
 use crate::client::{ConnectionId, random_id};
 use crate::commit::Position;
 use crate::config::Config;
@@ -24,6 +25,7 @@ use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
 use crate::limits::UserRates;
 use crate::session::NAMESPACES_MAX;
+use crate::tail::Tail;
 use crate::tenant::{Tenant, TenantId};
 pub use snapshots::Snapshots;
 
@@ -33,6 +35,10 @@ pub struct Gateway {
     pub config: Config,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
+    /// What the admin API keeps.
+    pub catalog: Catalog,
+    /// Who looks at log lines, on this node and on others.
+    pub tail: Tail,
     /// Where plugins run.
     pub host: Arc<Host>,
     /// What waits for the engine.
@@ -81,7 +87,9 @@ impl Gateway {
     pub fn new(config: Config, engine: Arc<dyn Engine>, host: Arc<Host>, tasks: Tasks) -> Gateway {
         Gateway {
             connections: Slots::new(config.max_connections),
+            catalog: Catalog::of(&config, engine.clone()),
             config,
+            tail: Tail::default(),
             engine,
             host,
             backlog: Backlog::of_node(),

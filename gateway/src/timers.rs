@@ -83,8 +83,8 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
     let outcome = match result {
         Ok(_) => "ok",
         Err(Undecided::TimerGone) => "gone",
-        Err(Undecided::Engine(_) | Undecided::Later(_)) => {
-            postpone(gateway, &timer, LATER_REST_MS).await;
+        Err(Undecided::Engine(refusal) | Undecided::Later(refusal)) => {
+            postpone(gateway, &timer, refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS)).await;
             "later"
         }
         Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
