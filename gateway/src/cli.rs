@@ -9,6 +9,7 @@ use crate::config::Flags;
 
 pub mod check;
 pub mod plugin_build;
+pub mod plugin_new;
 pub mod serve;
 pub mod token;
 
@@ -29,7 +30,8 @@ Examples:
   postern serve --demo --tenants examples/tenants
   postern check --config postern.toml
   postern token --tenant green-valley --sub alice --claim role=resident --claim 'flats=[\"A-101\"]'
-  postern plugin build plugins/visitor-approvals
+  postern plugin new door-bell
+  postern plugin build door-bell
 
 Exit codes: 0 done, 1 failed, 64 wrong arguments or settings.";
 
@@ -138,6 +140,14 @@ impl SettingsArgs {
 /// What can be done with plugins.
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
+    /// Begin a plugin: a project that builds, with the contract and tests.
+    #[command(after_help = "\
+The plugin is named after the directory.
+
+Examples:
+  postern plugin new door-bell
+  postern plugin new plugins/door-bell --language rust")]
+    New(PluginNewArgs),
     /// Build crates into components, and check them against the contract.
     #[command(after_help = "\
 Examples:
@@ -145,6 +155,17 @@ Examples:
   postern plugin build plugins/* --out target/components
   postern plugin build my-plugin --json")]
     Build(PluginBuildArgs),
+}
+
+/// What to begin, and where.
+#[derive(Debug, Clone, Args)]
+pub struct PluginNewArgs {
+    /// The directory to make.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What it is written in.
+    #[arg(long, value_enum, default_value_t = plugin_new::Language::Rust)]
+    pub language: plugin_new::Language,
 }
 
 /// What to build, and where to.
