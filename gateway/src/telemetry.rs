@@ -63,6 +63,12 @@ fn describe() {
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_gauge!(
+        "catalog_troubled_tenants",
+        "Tenants of the catalog that this node cannot serve altogether as they are written"
+    );
+    describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
+    describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
 }
