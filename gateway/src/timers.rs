@@ -83,8 +83,8 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
     let outcome = match result {
         Ok(_) => "ok",
         Err(Undecided::TimerGone) => "gone",
-        Err(Undecided::Engine(_) | Undecided::Later(_)) => {
-            postpone(gateway, &timer, LATER_REST_MS).await;
+        Err(Undecided::Engine(refusal) | Undecided::Later(refusal)) => {
+            postpone(gateway, &timer, refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS)).await;
             "later"
         }
         Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
@@ -93,7 +93,7 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
             give_back(gateway, &timer, rest).await;
             "retried"
         }
-        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal)) => {
+        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal) | Undecided::Unauthorized(refusal)) => {
             bury(gateway, &timer, &format!("{}: {}", refusal.code, refusal.message)).await;
             "given_up"
         }

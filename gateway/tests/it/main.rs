@@ -23,6 +23,7 @@ mod cluster;
 mod connect;
 mod demo;
 mod deploy;
+mod first_plugin;
 mod harm;
 mod http;
 mod limits;
@@ -33,6 +34,7 @@ mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;
+mod tokens;
 
 // What each part must not know.
 mod tidy;

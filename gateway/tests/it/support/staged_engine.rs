@@ -147,7 +147,7 @@ impl Engine for StagedEngine {
         at: Position,
         there: &[Registration],
         gone: &[ConnectionId],
-    ) -> Answer<()> {
+    ) -> Answer<bool> {
         self.inner.register(tenant, at, there, gone).await
     }
     async fn orphans(&self, limit: usize) -> Answer<Vec<Orphan>> {
