@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::commit::{
@@ -228,6 +229,8 @@ pub struct Decisions {
     pub engine: Arc<dyn Engine>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
+    /// A commit met a connection that is not registered.
+    absent: Arc<Notify>,
     backlog: Arc<Backlog>,
 }
 
@@ -239,6 +242,7 @@ impl Decisions {
             engine,
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
+            absent: Arc::default(),
             backlog,
         }
     }
@@ -409,6 +413,11 @@ impl Decisions {
         }
     }
 
+    /// Waits until a commit met a connection that is not registered: it was taken out, or its being there was lost.
+    pub async fn met_absent(&self) {
+        self.absent.notified().await;
+    }
+
     /// Writes a session's record. If its connection is not registered now, a `patient` one waits for that, as an input
     /// does.
     pub async fn record(&self, session: SessionRecord, patient: bool) -> Result<(), Undecided> {
@@ -477,7 +486,11 @@ impl Decisions {
                     tokio::time::sleep(UNAVAILABLE_REST).await;
                 }
                 // After a loss this node registers its connections again in a moment.
-                Err(EngineError::Absent(_)) if patient => {
+                Err(EngineError::Absent(id)) => {
+                    self.absent.notify_one();
+                    if !patient {
+                        return Err(engine_unavailable(&EngineError::Absent(id).to_string()));
+                    }
                     outage.registering().await.map_err(Undecided::Engine)?;
                 }
                 Err(EngineError::NotACounter(key)) => {
