@@ -23,6 +23,7 @@ mod connect;
 mod demo;
 mod deploy;
 mod harm;
+mod hostile;
 mod http;
 mod limits;
 mod outage;

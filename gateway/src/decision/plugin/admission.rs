@@ -121,7 +121,8 @@ mod tests {
         let (admission, pool, budget) = (Admission::new(1), Arc::new(Semaphore::new(10)), Budget::new());
         let first = admission.admit(&pool, &budget, &limits(1), false).await.unwrap();
         let one = limits(1);
-        let (second, third) = tokio::join!(admission.admit(&pool, &budget, &one, false), admission.admit(&pool, &budget, &one, false));
+        let (second, third) =
+            tokio::join!(admission.admit(&pool, &budget, &one, false), admission.admit(&pool, &budget, &one, false));
         assert!(second.unwrap_err().to_string().contains("waited 100 ms"));
         assert!(third.unwrap_err().to_string().contains("call_limits.waiting_calls = 1"));
         drop(first);

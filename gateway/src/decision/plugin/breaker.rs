@@ -275,11 +275,7 @@ impl Breakers {
     }
 
     /// Lets a call through, or says after what time it is worth trying.
-    pub(super) fn enter(
-        &self,
-        hook: Hook,
-        limits: &BreakerLimits,
-    ) -> Result<(Pass<'_>, Option<Turned>), Duration> {
+    pub(super) fn enter(&self, hook: Hook, limits: &BreakerLimits) -> Result<(Pass<'_>, Option<Turned>), Duration> {
         let now = Instant::now();
         self.0[hook as usize].get_or_init(|| Box::new(Breaker::new(now))).enter(limits, now)
     }

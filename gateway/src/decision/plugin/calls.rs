@@ -250,7 +250,9 @@ impl Plugin {
     fn tell(&self, hook: Hook, turned: Turned) {
         let Turned { state, calls, failures, rest } = turned;
         let message = match state {
-            BreakerState::Open => format!("the breaker opened for {} ms: {failures} of {calls} calls failed", rest.as_millis()),
+            BreakerState::Open => {
+                format!("the breaker opened for {} ms: {failures} of {calls} calls failed", rest.as_millis())
+            }
             BreakerState::HalfOpen => "the breaker lets one call through".to_owned(),
             BreakerState::Closed => "the breaker closed: a call ended well".to_owned(),
         };

@@ -119,7 +119,9 @@ struct Rate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leave {
     /// Yes; so many were dropped before it.
-    Write { dropped: u64 },
+    Write {
+        dropped: u64,
+    },
     /// No, and it is the first that is dropped.
     FirstDropped,
     Dropped,
