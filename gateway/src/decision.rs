@@ -10,6 +10,7 @@ pub mod farewell;
 pub mod pipeline;
 pub mod plugin;
 mod relay;
+pub mod revocation;
 pub mod token;
 
 use std::sync::Arc;
@@ -65,6 +66,9 @@ pub struct Decided {
 /// Why an input came to nothing. Nothing it did took effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Undecided {
+    /// The token is good no more.
+    #[error("{}", .0.message)]
+    Unauthorized(Refusal),
     /// A plugin or the gateway said no.
     #[error("{}", .0.message)]
     Refused(Refusal),
@@ -87,7 +91,8 @@ impl Undecided {
     /// As the client is told.
     pub fn into_refusal(self) -> Refusal {
         match self {
-            Undecided::Refused(refusal)
+            Undecided::Unauthorized(refusal)
+            | Undecided::Refused(refusal)
             | Undecided::Failed(refusal)
             | Undecided::Later(refusal)
             | Undecided::Engine(refusal) => refusal,
@@ -309,6 +314,7 @@ impl Decisions {
     ) -> Result<Additions, Undecided> {
         match input {
             Input::Connect { who, session, returning } => {
+                revocation::check(transaction, &who.identity).await?;
                 let given = authorization::connect(pipeline, transaction, who).await?;
                 let Some(returning) = returning else {
                     return Ok(joining(who, given, Vec::new(), session, vec![arrival(who)]));

@@ -44,6 +44,7 @@ fn describe() {
     );
     describe_histogram!("resume_seconds", "From a client's coming back to the answer, what it missed included");
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
+    describe_counter!("admin_requests_total", "Calls of the admin API, by route and status");
     describe_redis();
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");
@@ -59,6 +60,11 @@ fn describe() {
     describe_histogram!("timer_lateness_seconds", "From a timer's due time to its firing");
     describe_counter!("timer_redelivered_total", "Timers claimed again after a failed or unfinished attempt");
     describe_counter!("timers_dead_total", "Timers given up and kept as dead, by tenant");
+    describe_counter!(
+        "key_set_fetches_total",
+        "Key sets that were looked for, by tenant and result: fetched, failed, limited"
+    );
+    describe_counter!("revoked_connections_total", "Connections that were ended because their tokens were revoked");
     describe_gauge!("nodes", "Nodes that live, this one included");
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");

@@ -93,7 +93,7 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
             give_back(gateway, &timer, rest).await;
             "retried"
         }
-        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal)) => {
+        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal) | Undecided::Unauthorized(refusal)) => {
             bury(gateway, &timer, &format!("{}: {}", refusal.code, refusal.message)).await;
             "given_up"
         }

@@ -178,6 +178,11 @@ impl Host {
         share
     }
 
+    /// The most bytes of a component.
+    pub fn component_bytes_max(&self) -> usize {
+        self.settings.component_bytes_max
+    }
+
     /// The latest log lines and failures of a tenant's plugins on this node. It is kept while the tenant has plugins or
     /// somebody holds it.
     pub fn journal(&self, tenant: &TenantId) -> Arc<Journal> {

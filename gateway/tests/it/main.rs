@@ -4,6 +4,7 @@
 mod support;
 
 // The parts.
+mod catalog;
 mod contract;
 mod embedded;
 mod engine_suite;
@@ -22,6 +23,7 @@ mod cluster;
 mod connect;
 mod demo;
 mod deploy;
+mod first_plugin;
 mod harm;
 mod hostile;
 mod http;
@@ -33,6 +35,7 @@ mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;
+mod tokens;
 
 // What each part must not know.
 mod tidy;
