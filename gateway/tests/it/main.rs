@@ -26,6 +26,7 @@ mod demo;
 mod deploy;
 mod first_plugin;
 mod harm;
+mod hostile;
 mod http;
 mod limits;
 mod outage;
