@@ -10,12 +10,14 @@ pub mod farewell;
 pub mod pipeline;
 pub mod plugin;
 mod relay;
+pub mod revocation;
 pub mod token;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::commit::{
@@ -65,6 +67,9 @@ pub struct Decided {
 /// Why an input came to nothing. Nothing it did took effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Undecided {
+    /// The token is good no more.
+    #[error("{}", .0.message)]
+    Unauthorized(Refusal),
     /// A plugin or the gateway said no.
     #[error("{}", .0.message)]
     Refused(Refusal),
@@ -87,7 +92,8 @@ impl Undecided {
     /// As the client is told.
     pub fn into_refusal(self) -> Refusal {
         match self {
-            Undecided::Refused(refusal)
+            Undecided::Unauthorized(refusal)
+            | Undecided::Refused(refusal)
             | Undecided::Failed(refusal)
             | Undecided::Later(refusal)
             | Undecided::Engine(refusal) => refusal,
@@ -212,6 +218,8 @@ pub struct Decisions {
     pub engine: Arc<dyn Engine>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
+    /// A commit met a connection that is not registered.
+    absent: Arc<Notify>,
     backlog: Arc<Backlog>,
 }
 
@@ -223,6 +231,7 @@ impl Decisions {
             engine,
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
+            absent: Arc::default(),
             backlog,
         }
     }
@@ -309,6 +318,7 @@ impl Decisions {
     ) -> Result<Additions, Undecided> {
         match input {
             Input::Connect { who, session, returning } => {
+                revocation::check(transaction, &who.identity).await?;
                 let given = authorization::connect(pipeline, transaction, who).await?;
                 let Some(returning) = returning else {
                     return Ok(joining(who, given, Vec::new(), session, vec![arrival(who)]));
@@ -391,6 +401,11 @@ impl Decisions {
         }
     }
 
+    /// Waits until a commit met a connection that is not registered: it was taken out, or its being there was lost.
+    pub async fn met_absent(&self) {
+        self.absent.notified().await;
+    }
+
     /// Writes a session's record. If its connection is not registered now, a `patient` one waits for that, as an input
     /// does.
     pub async fn record(&self, session: SessionRecord, patient: bool) -> Result<(), Undecided> {
@@ -459,7 +474,11 @@ impl Decisions {
                     tokio::time::sleep(UNAVAILABLE_REST).await;
                 }
                 // After a loss this node registers its connections again in a moment.
-                Err(EngineError::Absent(_)) if patient => {
+                Err(EngineError::Absent(id)) => {
+                    self.absent.notify_one();
+                    if !patient {
+                        return Err(engine_unavailable(&EngineError::Absent(id).to_string()));
+                    }
                     outage.registering().await.map_err(Undecided::Engine)?;
                 }
                 Err(EngineError::NotACounter(key)) => {

@@ -13,6 +13,7 @@ pub mod tenant;
 
 pub mod catalog;
 pub mod gateway;
+pub mod key_sets;
 pub mod limits;
 
 pub mod session;

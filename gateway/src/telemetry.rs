@@ -60,6 +60,11 @@ fn describe() {
     describe_histogram!("timer_lateness_seconds", "From a timer's due time to its firing");
     describe_counter!("timer_redelivered_total", "Timers claimed again after a failed or unfinished attempt");
     describe_counter!("timers_dead_total", "Timers given up and kept as dead, by tenant");
+    describe_counter!(
+        "key_set_fetches_total",
+        "Key sets that were looked for, by tenant and result: fetched, failed, limited"
+    );
+    describe_counter!("revoked_connections_total", "Connections that were ended because their tokens were revoked");
     describe_gauge!("nodes", "Nodes that live, this one included");
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");

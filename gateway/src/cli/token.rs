@@ -67,7 +67,7 @@ pub fn token(args: &TokenArgs, env: &dyn Environment, now_s: u64) -> Result<Issu
 
 fn signing_key<'a>(tenant: &'a Tenant, id: Option<&str>) -> Result<(&'a VerifyingKey, Secret), Failure> {
     let wanted = |key: &&VerifyingKey| id.is_none() || key.id.as_deref() == id;
-    let found = tenant.auth.keys.iter().filter(wanted).find_map(|key| Some((key, shared_secret(key)?)));
+    let found = tenant.auth.all_keys().filter(wanted).find_map(|key| Some((key, shared_secret(key)?)));
     found.ok_or_else(|| match id {
         Some(id) => Failure::Failed(format!("the tenant {} has no shared secret (HS*) with the id {id:?}", tenant.id)),
         None => Failure::Failed(format!(

@@ -68,7 +68,7 @@ pub(super) async fn raise(tenant: &Arc<LiveTenant>, request: Request<Incoming>) 
             let status = match &undecided {
                 Undecided::Refused(refused) if refused.code == "forbidden" => StatusCode::FORBIDDEN,
                 Undecided::Refused(refused) if refused.code == "not_found" => StatusCode::NOT_FOUND,
-                Undecided::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                Undecided::Refused(_) | Undecided::Unauthorized(_) => StatusCode::UNPROCESSABLE_ENTITY,
                 Undecided::Failed(_) | Undecided::Later(_) | Undecided::Engine(_) | Undecided::TimerGone => {
                     StatusCode::SERVICE_UNAVAILABLE
                 }

@@ -36,6 +36,7 @@ mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;
+mod tokens;
 
 // What each part must not know.
 mod tidy;
