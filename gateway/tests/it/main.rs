@@ -17,6 +17,7 @@ mod redis_sentinel;
 mod redis_tls;
 
 // The whole, as its users meet it.
+mod admin;
 mod approvals;
 mod cli;
 mod cluster;
