@@ -22,6 +22,7 @@ mod cluster;
 mod connect;
 mod demo;
 mod deploy;
+mod habits;
 mod harm;
 mod http;
 mod limits;

@@ -220,9 +220,10 @@ impl Status {
 pub fn timeout_ms(setting: Option<&str>) -> Result<u64, String> {
     let Some(text) = setting else { return Ok(TIMEOUT_MS_DEFAULT) };
     let (from, to) = (TIMEOUT_MS.start(), TIMEOUT_MS.end());
-    text.parse().ok().filter(|timeout_ms| TIMEOUT_MS.contains(timeout_ms)).ok_or_else(|| {
-        format!("the setting `typing_timeout_ms` is a whole number from {from} to {to}, not {text:?}")
-    })
+    text.parse()
+        .ok()
+        .filter(|timeout_ms| TIMEOUT_MS.contains(timeout_ms))
+        .ok_or_else(|| format!("the setting `typing_timeout_ms` is a whole number from {from} to {to}, not {text:?}"))
 }
 
 /// The first argument of an event; an event without arguments has an empty object, a text alone is its `field`.

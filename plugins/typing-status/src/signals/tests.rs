@@ -23,16 +23,27 @@ fn a_room_is_named_by_id_by_type_or_whole() {
     ] {
         assert_eq!(typing(data).unwrap().room, room);
     }
-    for data in [json!({}), json!({ "room": "c1" }), json!({ "room": "user:bob" }), json!({ "room": "everyone" }),
-                 json!({ "channelId": ["c1"] }), json!({ "channelId": "" }), json!({ "room_type": "channel" })] {
+    for data in [
+        json!({}),
+        json!({ "room": "c1" }),
+        json!({ "room": "user:bob" }),
+        json!({ "room": "everyone" }),
+        json!({ "channelId": ["c1"] }),
+        json!({ "channelId": "" }),
+        json!({ "room_type": "channel" }),
+    ] {
         assert_eq!(typing(data.clone()), Err("invalid"), "{data}");
     }
 }
 
 #[test]
 fn people_are_seen_typing_where_their_token_lets_them_be() {
-    for data in [json!({ "channelId": "c2" }), json!({ "taskId": "k2" }), json!({ "taskId": "k2", "projectId": "p2" }),
-                 json!({ "room": "team:p1" })] {
+    for data in [
+        json!({ "channelId": "c2" }),
+        json!({ "taskId": "k2" }),
+        json!({ "taskId": "k2", "projectId": "p2" }),
+        json!({ "room": "team:p1" }),
+    ] {
         assert_eq!(typing(data.clone()), Err("forbidden"), "{data}");
     }
     for claims in ["", "[]", r#"{"channels":"c1"}"#] {
@@ -44,7 +55,10 @@ fn people_are_seen_typing_where_their_token_lets_them_be() {
 #[test]
 fn the_others_know_the_room_by_the_fields_that_the_typist_used() {
     let shown = |data: Value| typing(data).unwrap().shown();
-    assert_eq!(shown(json!({ "channelId": 7, "x": 1 })), json!({ "channelId": 7, "room": "channel:7", "userId": "ana" }));
+    assert_eq!(
+        shown(json!({ "channelId": 7, "x": 1 })),
+        json!({ "channelId": 7, "room": "channel:7", "userId": "ana" })
+    );
     assert_eq!(
         shown(json!({ "task_id": "k2", "project_id": "p1" })),
         json!({ "task_id": "k2", "project_id": "p1", "room": "task:k2", "userId": "ana" })
