@@ -146,7 +146,7 @@ async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: 
                     if reset.is_err() {
                         return;
                     }
-                    while let Err(why) = put_right(&gateway, &tenant, &rooms).await {
+                    while let Err(why) = make_up_for_loss(&gateway, &tenant, &rooms).await {
                         tracing::warn!(tenant = %tenant.id, why, "the registry cannot be put right yet");
                         sleep(ERROR_REST + jitter(ERROR_REST)).await;
                     }
@@ -180,6 +180,21 @@ async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: 
 
 fn audit_time() -> Instant {
     Instant::now() + AUDIT_EVERY + jitter(AUDIT_EVERY)
+}
+
+/// Nobody stays whose token was revoked in an entry that was lost, and everybody is registered.
+async fn make_up_for_loss(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    end_revoked(tenant, rooms).await?;
+    put_right(gateway, tenant, rooms).await
+}
+
+/// Ends the connections that hold revoked tokens, whatever hindered the log's telling so.
+async fn end_revoked(tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    let revoked = tenant.decisions.revoked().await.map_err(|error| error.to_string())?;
+    if revoked.is_empty() {
+        return Ok(());
+    }
+    rooms.revoke(revoked).await.map_err(|error| error.to_string())
 }
 
 /// Registers whom the registry has not and this node has. Whom others took out is not among them: the registry is read,
@@ -216,7 +231,7 @@ async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<
         let commit = Commit { effects: vec![Effect::Gone { id }], ..Commit::new(CommitId::random()) };
         tenant.decisions.commit_directly(commit).await.map_err(|error| error.to_string())?;
     }
-    Ok(())
+    end_revoked(tenant, rooms).await
 }
 
 /// Registers until nothing moved between looking and registering: what is committed in between may be a join that is

@@ -89,8 +89,8 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
             uncount(gateway, &timer).await;
             "later"
         }
-        Err(Undecided::Later(_)) => {
-            postpone(gateway, &timer, LATER_REST_MS).await;
+        Err(Undecided::Later(refusal)) => {
+            postpone(gateway, &timer, refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS)).await;
             "later"
         }
         Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
@@ -99,7 +99,7 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
             give_back(gateway, &timer, rest).await;
             "retried"
         }
-        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal)) => {
+        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal) | Undecided::Unauthorized(refusal)) => {
             bury(gateway, &timer, &format!("{}: {}", refusal.code, refusal.message)).await;
             "given_up"
         }
