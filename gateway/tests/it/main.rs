@@ -25,6 +25,7 @@ mod connect;
 mod demo;
 mod deploy;
 mod first_plugin;
+mod habits;
 mod harm;
 mod hostile;
 mod http;
