@@ -66,6 +66,9 @@ pub struct Identity {
     /// When the token ends, the tenant's leeway included, in seconds since the Unix epoch;
     /// `None`: it never does.
     pub expires_at_s: Option<u64>,
+    /// The key that signed the token, as [`Verifier::admits`](crate::decision::token::Verifier::admits) knows it;
+    /// `None`: there was no token.
+    pub key: Option<u64>,
 }
 
 /// Who is on the other end of a connection, as plugins see it.

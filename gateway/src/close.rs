@@ -84,6 +84,8 @@ endings! {
     ProtocolError = 4504, "protocol_error", false, Client;
     /// A handler or an operator ended the connection.
     Disconnected = 4505, "disconnected", false, Tenant;
+    /// The operator has disabled or deleted the tenant.
+    TenantDisabled = 4506, "tenant_disabled", false, Gateway;
 }
 
 /// What is added to the reconnect advice so that clients do not come back all at once.

@@ -13,15 +13,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::engine::mistake_in_redis_url;
-use crate::tenant::{Tenant, TenantId};
+use crate::tenant::{Secret, Tenant, TenantId};
 
 mod auth;
+mod document;
 mod limits;
 mod source;
 mod tenant;
 #[cfg(test)]
 mod tests;
 
+pub use document::{DOCUMENT_BYTES_MAX, tenant_from_json, without_secrets};
 use source::{Document, Given, Report, Section, read_text};
 pub use source::{Mistake, Mistakes, Place};
 pub use tenant::role_name;
@@ -76,6 +78,9 @@ pub struct Config {
     /// What is logged, as `tracing_subscriber`'s `EnvFilter` reads it: `log`, `POSTERN_LOG`;
     /// default `info`.
     pub log: String,
+    /// The bearer token of the first operator of the admin API: `admin_token`, `POSTERN_ADMIN_TOKEN`; 32 bytes or more,
+    /// printable ASCII. `None`: only tokens that the admin API itself has made are good.
+    pub admin_token: Option<Secret>,
     /// Is this a demonstration? Weak secrets are then only warned of: `demo`, `POSTERN_DEMO`.
     pub demo: bool,
     /// The tenants, by name.
@@ -83,6 +88,9 @@ pub struct Config {
     /// What is allowed but looks wrong; for the log.
     pub warnings: Vec<String>,
 }
+
+/// An operator's token shorter than this can be guessed, in bytes.
+const ADMIN_TOKEN_BYTES_MIN: usize = 32;
 
 /// When the embedded engine acknowledges a durable commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -177,8 +185,15 @@ pub fn load_tenant(flags: &Flags, env: &dyn Environment, name: &TenantId) -> Res
     let (config, _) = settings(flags, env, &mut report);
     let path = config.tenants_dir.join(format!("{name}.toml"));
     let plugins_dir = config.plugins_dir.as_deref();
-    let context =
-        tenant::Context { path: &path, name: name.as_str(), env, demo: true, plugins_dir, with_components: false };
+    let context = tenant::Context {
+        path: &path,
+        name: name.as_str(),
+        env,
+        demo: true,
+        plugins_dir,
+        with_components: false,
+        of_a_file: true,
+    };
     match tenant::tenant(&context, &mut report) {
         Some(tenant) => finished(tenant, report),
         None => Err(Mistakes(report.mistakes)),
@@ -213,7 +228,7 @@ fn read_tenants(config: &Config, env: &dyn Environment, report: &mut Report) -> 
             continue;
         }
         let (demo, plugins_dir) = (config.demo, config.plugins_dir.as_deref());
-        let context = tenant::Context { path, name, env, demo, plugins_dir, with_components: true };
+        let context = tenant::Context { path, name, env, demo, plugins_dir, with_components: true, of_a_file: true };
         let Some(tenant) = tenant::tenant(&context, report) else { continue };
         if let Some((host, other)) = shared_host(&tenant, &tenants) {
             let at = Place { key: "hosts".into(), ..place(path) };
@@ -297,6 +312,9 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
             .get("log", "POSTERN_LOG", "log")
             .and_then(|given| log_filter(&given, report))
             .unwrap_or("info".into()),
+        admin_token: layers
+            .get("admin_token", "POSTERN_ADMIN_TOKEN", "")
+            .and_then(|given| admin_token(&given.secret(), report)),
         demo: layers.get("demo", "POSTERN_DEMO", "demo").and_then(|given| given.boolean(report)).unwrap_or(false),
         tenants: Vec::new(),
         warnings: Vec::new(),
@@ -360,6 +378,20 @@ fn durability(given: &Given<'_>, report: &mut Report) -> Option<Durability> {
             None
         }
     }
+}
+
+fn admin_token(given: &Given<'_>, report: &mut Report) -> Option<Secret> {
+    let token = given.string(report)?;
+    if token.len() < ADMIN_TOKEN_BYTES_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let must = format!(
+            "must be {ADMIN_TOKEN_BYTES_MIN} or more printable ASCII characters without spaces; this one has {} bytes \
+             (for example from `openssl rand -hex 32`)",
+            token.len()
+        );
+        report.mistake(given.at.clone(), must);
+        return None;
+    }
+    Some(Secret(token.into_bytes()))
 }
 
 fn tenant_name(given: &Given<'_>, report: &mut Report) -> Option<TenantId> {

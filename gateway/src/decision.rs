@@ -15,6 +15,8 @@ pub mod token;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::client::Client;
 use crate::commit::{
     Commit, CommitId, Effect, FiredTimer, Grant, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey,
@@ -203,8 +205,7 @@ pub struct Decisions {
     pub tenant: TenantId,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
-    /// What one input may use up.
-    pub limits: Arc<CallLimits>,
+    limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
     backlog: Arc<Backlog>,
 }
@@ -212,7 +213,18 @@ pub struct Decisions {
 impl Decisions {
     /// For one tenant; what waits for the engine has its places in `backlog`.
     pub fn new(tenant: TenantId, engine: Arc<dyn Engine>, limits: CallLimits, backlog: Arc<Backlog>) -> Decisions {
-        Decisions { tenant, engine, limits: Arc::new(limits), conflicts: Arc::default(), backlog }
+        Decisions {
+            tenant,
+            engine,
+            limits: Arc::new(ArcSwap::from_pointee(limits)),
+            conflicts: Arc::default(),
+            backlog,
+        }
+    }
+
+    /// What one input may use up, from now on.
+    pub fn set_limits(&self, limits: CallLimits) {
+        self.limits.store(Arc::new(limits));
     }
 
     fn outage(&self, bytes: usize) -> Outage {
@@ -225,15 +237,16 @@ impl Decisions {
     pub async fn run(&self, pipeline: &Pipeline, input: Input<'_>) -> Result<Decided, Undecided> {
         let id = CommitId::random();
         let now = now_ms();
+        let limits = self.limits.load_full();
         let mut turn = None;
         let mut outage = self.outage(input.bytes());
         let mut attempt = 0;
-        while attempt < self.limits.attempts {
+        while attempt < limits.attempts {
             outage.over().await.map_err(Undecided::Engine)?;
             attempt += 1;
             let invocation = Invocation { id: id.clone(), attempt, now };
             let mut transaction =
-                Transaction::new(self.engine.clone(), self.tenant.clone(), self.limits.clone(), invocation);
+                Transaction::new(self.engine.clone(), self.tenant.clone(), limits.clone(), invocation);
             let steps = self.steps(pipeline, &mut transaction, &input).await;
             let mut parts = transaction.into_parts();
             let additions = match steps {
@@ -277,7 +290,7 @@ impl Decisions {
         }
         let text = format!(
             "other commits changed what this one had read, {} times in a row (setting call_limits.attempts)",
-            self.limits.attempts
+            limits.attempts
         );
         Err(Undecided::Later(Refusal { retry_after_ms: Some(100), ..Refusal::new("conflict", text) }))
     }

@@ -3,7 +3,7 @@
 mod snapshots;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -51,12 +51,14 @@ pub struct Gateway {
     tenants: ArcSwap<HashMap<TenantId, Arc<LiveTenant>>>,
 }
 
-/// A tenant with all that it needs to serve.
+/// A tenant with all that it needs to serve. Its settings, keys and components may change while it serves.
 pub struct LiveTenant {
-    /// Its settings.
-    pub tenant: Tenant,
-    /// Its keys.
-    pub verifier: Verifier,
+    /// Its name.
+    pub id: TenantId,
+    settings: ArcSwap<Tenant>,
+    verifier: ArcSwap<Verifier>,
+    /// Grows with each change of settings or keys.
+    revision: AtomicU64,
     /// Its components.
     pub pipeline: ArcSwap<Pipeline>,
     /// Its transactions.
@@ -97,9 +99,21 @@ impl Gateway {
         let tenant = Arc::new(tenant);
         self.tenants.rcu(|tenants| {
             let mut tenants = HashMap::clone(tenants);
-            tenants.insert(tenant.tenant.id.clone(), tenant.clone());
+            tenants.insert(tenant.id.clone(), tenant.clone());
             tenants
         });
+    }
+
+    /// Takes a tenant out of service; whoever is connected stays until the tenant is told that it is disabled
+    /// ([`LiveTenant::change`]).
+    pub fn remove_tenant(&self, id: &TenantId) -> Option<Arc<LiveTenant>> {
+        let removed = self.tenants.load().get(id).cloned();
+        self.tenants.rcu(|tenants| {
+            let mut tenants = HashMap::clone(tenants);
+            tenants.remove(id);
+            tenants
+        });
+        removed
     }
 
     /// A tenant by name.
@@ -110,7 +124,7 @@ impl Gateway {
     /// The tenant of a `Host` header, where one has that name among its hosts.
     pub fn tenant_of_host(&self, host: &str) -> Option<Arc<LiveTenant>> {
         let name = host.rsplit_once(':').map_or(host, |(name, _port)| name).to_ascii_lowercase();
-        self.tenants.load().values().find(|tenant| tenant.tenant.hosts.contains(&name)).cloned()
+        self.tenants.load().values().find(|tenant| tenant.settings.load().hosts.contains(&name)).cloned()
     }
 
     /// All tenants.
@@ -131,13 +145,47 @@ impl LiveTenant {
             connections: Slots::new(tenant.limits.connections),
             firing: Slots::new(LiveTenant::FIRING_MAX),
             leaving: Leaving::new(tenant.limits.connections),
-            tenant,
-            verifier,
+            id: tenant.id.clone(),
+            settings: ArcSwap::from_pointee(tenant),
+            verifier: ArcSwap::from_pointee(verifier),
+            revision: AtomicU64::new(1),
             pipeline: ArcSwap::from_pointee(pipeline),
             user_rates: UserRates::default(),
             snapshots: Snapshots::default(),
             users: Arc::default(),
             rooms: OnceCell::new(),
+        }
+    }
+
+    /// Its settings as they are now.
+    pub fn settings(&self) -> Arc<Tenant> {
+        self.settings.load_full()
+    }
+
+    /// Its keys as they are now.
+    pub fn verifier(&self) -> Arc<Verifier> {
+        self.verifier.load_full()
+    }
+
+    /// Another number whenever settings or keys are others.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Other settings and keys, from now on. Open connections take the limits that concern them; those whose key is
+    /// gone, or whose tenant is disabled, end. Components are another matter ([`pipeline`](LiveTenant::pipeline)).
+    pub async fn change(&self, tenant: Tenant, verifier: Verifier) {
+        self.connections.set_max(tenant.limits.connections);
+        self.leaving.max.store(tenant.limits.connections as usize, Ordering::Release);
+        self.decisions.set_limits(tenant.call_limits.clone());
+        let presence_events = tenant.presence_events.clone();
+        self.verifier.store(Arc::new(verifier));
+        self.settings.store(Arc::new(tenant));
+        self.revision.fetch_add(1, Ordering::AcqRel);
+        if let Some(rooms) = self.rooms.get()
+            && rooms.changed(presence_events).await.is_err()
+        {
+            tracing::warn!(tenant = %self.id, "the delivery of the tenant has ended: its clients are not told of the change");
         }
     }
 
@@ -147,15 +195,16 @@ impl LiveTenant {
             return Ok(rooms);
         }
         // Those that come while the engine is away do not wait one behind the other.
-        if let Health::Down { why, .. } = &*gateway.engine.health(&self.tenant.id).borrow() {
+        if let Health::Down { why, .. } = &*gateway.engine.health(&self.id).borrow() {
             return Err(EngineError::Unavailable(why.to_string()));
         }
         self.rooms
             .get_or_try_init(|| async {
-                let follower = gateway.engine.follow(&self.tenant.id).await?;
-                let connections_max = self.tenant.limits.connections as usize * NAMESPACES_MAX;
-                let presence_events = self.tenant.presence_events.clone();
-                let (id, health) = (self.tenant.id.clone(), gateway.engine.health(&self.tenant.id));
+                let follower = gateway.engine.follow(&self.id).await?;
+                // The tenant's own limit may grow meanwhile.
+                let connections_max = gateway.config.max_connections as usize * NAMESPACES_MAX;
+                let presence_events = self.settings().presence_events.clone();
+                let (id, health) = (self.id.clone(), gateway.engine.health(&self.id));
                 let rooms = Rooms::start(id, follower, health, connections_max, presence_events, &gateway.tasks);
                 gateway.tasks.spawn(presence::keep_registered(gateway.clone(), self.clone(), rooms.clone()));
                 Ok(rooms)
@@ -173,7 +222,7 @@ impl LiveTenant {
     pub fn user_slot(&self, subject: &Arc<str>, comes_back: bool) -> Option<UserSlot> {
         let mut users = self.users.lock();
         let count = users.entry(subject.clone()).or_default();
-        if *count >= self.tenant.limits.connections_per_user.saturating_add(u32::from(comes_back)) {
+        if *count >= self.settings.load().limits.connections_per_user.saturating_add(u32::from(comes_back)) {
             return None;
         }
         *count += 1;
@@ -211,18 +260,18 @@ impl Drop for UserSlot {
 #[derive(Debug)]
 pub struct Leaving {
     connections: Mutex<HashSet<ConnectionId>>,
-    max: usize,
+    max: AtomicUsize,
 }
 
 impl Leaving {
     fn new(max: u32) -> Leaving {
-        Leaving { connections: Mutex::default(), max: max as usize }
+        Leaving { connections: Mutex::default(), max: AtomicUsize::new(max as usize) }
     }
 
     /// `false`: there are too many already.
     pub fn enter(&self, id: &ConnectionId) -> bool {
         let mut connections = self.connections.lock();
-        connections.len() < self.max && connections.insert(id.clone())
+        connections.len() < self.max.load(Ordering::Acquire) && connections.insert(id.clone())
     }
 
     /// It is out, or left to others.
@@ -240,19 +289,20 @@ impl Leaving {
 #[derive(Debug, Clone)]
 pub struct Slots {
     taken: Arc<AtomicU32>,
-    max: u32,
+    max: Arc<AtomicU32>,
 }
 
 impl Slots {
     /// All free.
     pub fn new(max: u32) -> Slots {
-        Slots { taken: Arc::default(), max }
+        Slots { taken: Arc::default(), max: Arc::new(AtomicU32::new(max)) }
     }
 
     /// Takes one; `None` when all are taken.
     pub fn take(&self) -> Option<Slot> {
+        let max = self.max();
         self.taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < self.max).then_some(taken + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < max).then_some(taken + 1))
             .ok()
             .map(|_| Slot(self.taken.clone()))
     }
@@ -264,7 +314,12 @@ impl Slots {
 
     /// How many there are.
     pub fn max(&self) -> u32 {
-        self.max
+        self.max.load(Ordering::Acquire)
+    }
+
+    /// So many from now on; those that are taken beyond it stay until they are given back.
+    pub fn set_max(&self, max: u32) {
+        self.max.store(max, Ordering::Release);
     }
 }
 

@@ -101,7 +101,7 @@ impl server::Service for Http {
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
         let tenant = tenant.or_else(|| self.gateway.tenant_of_host(host?));
         let origins = match &tenant {
-            Some(tenant) if !tenant.tenant.origins.is_empty() => tenant.tenant.origins.clone(),
+            Some(tenant) if !tenant.settings().origins.is_empty() => tenant.settings().origins.clone(),
             _ => self.gateway.config.origins.clone(),
         };
         let allowed = upgrade::origin_allowed(request.headers(), &origins);
@@ -273,7 +273,7 @@ impl TryWrite for Direct {
 
 /// Runs a session with its reader and its writer, and says how it ended.
 async fn converse(gateway: Arc<Gateway>, hello: Hello, stream: tokio::net::TcpStream, read_already: Bytes, slot: Slot) {
-    let limits = hello.tenant.as_ref().map_or_else(Limits::default, |tenant| tenant.tenant.limits.clone());
+    let limits = hello.tenant.as_ref().map_or_else(Limits::default, |tenant| tenant.settings().limits.clone());
     let (address, protocol) = (hello.address, hello.protocol);
     let label = if protocol == Protocol::Json { "json" } else { "socketio" };
     metrics::counter!("ws_connections_total", "protocol" => label).increment(1);

@@ -45,6 +45,21 @@ impl Bucket {
         Err(Duration::from_secs_f64((1.0 - self.tokens) * 60.0 / rate))
     }
 
+    /// Another rate from now on; what is in the bucket stays, as far as the new one holds it.
+    pub fn set_rate(&mut self, per_minute: PerMinute, now: Instant) {
+        if self.per_minute == per_minute {
+            return;
+        }
+        match (self.per_minute, per_minute) {
+            (Some(old), Some(new)) => {
+                self.fill(f64::from(old.get()), now);
+                self.tokens = self.tokens.min(f64::from(new.get()));
+                self.per_minute = per_minute;
+            }
+            _ => *self = Bucket::new(per_minute, now),
+        }
+    }
+
     /// Its rate; 0 when it never runs dry.
     pub fn per_minute(&self) -> u32 {
         self.per_minute.map_or(0, std::num::NonZeroU32::get)
@@ -86,6 +101,8 @@ impl UserRates {
             buckets.clear();
         }
         let bucket = buckets.entry((subject.clone(), event.clone())).or_insert_with(|| Bucket::new(Some(rate), now));
+        // The tenant may have changed it since.
+        bucket.set_rate(Some(rate), now);
         bucket.take(now).map_err(|wait| {
             let setting = format!("limits.user_events_per_minute.{event}");
             rate_limited(&format!("events {event:?} of one user"), &setting, rate.get(), wait)
@@ -114,6 +131,19 @@ mod tests {
             assert_eq!(bucket.take(Instant::now()), Ok(()));
         }
         assert!(bucket.take(Instant::now()).is_err(), "rest does not pile up beyond a minute's worth");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_rate_gives_nothing_back_and_holds_from_then_on() {
+        let mut bucket = Bucket::new(NonZeroU32::new(60), Instant::now());
+        for _ in 0..58 {
+            assert_eq!(bucket.take(Instant::now()), Ok(()));
+        }
+        bucket.set_rate(NonZeroU32::new(1), Instant::now());
+        assert!(bucket.take(Instant::now()).is_ok());
+        assert_eq!(bucket.take(Instant::now()).unwrap_err().as_secs(), 60);
+        bucket.set_rate(None, Instant::now());
+        assert!(bucket.take(Instant::now()).is_ok());
     }
 
     #[tokio::test(start_paused = true)]

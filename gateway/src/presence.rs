@@ -94,10 +94,10 @@ async fn farewell(
         Some(record) => record.claims,
         None => "{}".into(),
     };
-    let identity = Identity { subject: orphan.subject.clone(), claims, expires_at_s: None };
+    let identity = Identity { subject: orphan.subject.clone(), claims, expires_at_s: None, key: None };
     let client = Client { connection: orphan.connection.clone(), identity, namespace: orphan.namespace.clone() };
     let name = if orphan.session.is_empty() { orphan.connection.as_str() } else { &orphan.session };
-    let window = tenant.tenant.limits.recovery_window_ms;
+    let window = tenant.settings().limits.recovery_window_ms;
     Ok(Farewell::new(&client, Close::Fenced.word()).timers(&pipeline, name, window))
 }
 
@@ -114,13 +114,13 @@ pub async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, roo
                         return;
                     }
                     while let Err(why) = put_right(&gateway, &tenant, &rooms).await {
-                        tracing::warn!(tenant = %tenant.tenant.id, why, "the registry cannot be put right yet");
+                        tracing::warn!(tenant = %tenant.id, why, "the registry cannot be put right yet");
                         tokio::time::sleep(ERROR_REST + jitter(ERROR_REST)).await;
                     }
                 }
                 () = tokio::time::sleep(AUDIT_EVERY + jitter(AUDIT_EVERY)) => {
                     if let Err(why) = audit(&gateway, &tenant, &rooms).await {
-                        tracing::debug!(tenant = %tenant.tenant.id, why, "the registry cannot be looked through now");
+                        tracing::debug!(tenant = %tenant.id, why, "the registry cannot be looked through now");
                     }
                 }
             }
@@ -132,10 +132,10 @@ pub async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, roo
 /// Takes out those that the registry has and this node has not. The registry is read first: whoever is in it and not
 /// attached afterwards has left.
 async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
-    let known = gateway.engine.registered(&tenant.tenant.id).await.map_err(|error| error.to_string())?;
+    let known = gateway.engine.registered(&tenant.id).await.map_err(|error| error.to_string())?;
     let Census { attached, .. } = rooms.census().await.map_err(|error| error.to_string())?;
     for id in known.into_iter().filter(|id| !attached.contains(id) && !tenant.leaving.contains(id)) {
-        tracing::warn!(tenant = %tenant.tenant.id, "a connection that has left was still registered: it is taken out");
+        tracing::warn!(tenant = %tenant.id, "a connection that has left was still registered: it is taken out");
         let commit = Commit { effects: vec![Effect::Gone { id }], ..Commit::new(CommitId::random()) };
         tenant.decisions.commit_directly(commit).await.map_err(|error| error.to_string())?;
     }
@@ -148,21 +148,21 @@ async fn put_right(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Res
     let all = async {
         register_again(gateway, tenant, rooms).await?;
         let nothing = Arc::new(Commit::new(CommitId::random()));
-        let top = gateway.engine.commit(&tenant.tenant.id, nothing).await.map_err(|error| error.to_string())?;
+        let top = gateway.engine.commit(&tenant.id, nothing).await.map_err(|error| error.to_string())?;
         if let Outcome::Committed(top) = top {
             rooms.applied(top).await.map_err(|error| error.to_string())?;
         }
         let connections = register_again(gateway, tenant, rooms).await?;
         // Only those that are registered write records: so not before.
         rooms.record_again().await.map_err(|error| error.to_string())?;
-        tracing::info!(tenant = %tenant.tenant.id, connections, "registered again after a loss");
+        tracing::info!(tenant = %tenant.id, connections, "registered again after a loss");
         Ok(())
     };
     tokio::time::timeout(PUT_RIGHT_TIMEOUT, all).await.unwrap_or_else(|_| Err("no answer in time".into()))
 }
 
 async fn register_again(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<usize, String> {
-    let (engine, id) = (&gateway.engine, &tenant.tenant.id);
+    let (engine, id) = (&gateway.engine, &tenant.id);
     // The registry first: whoever is in it and not attached afterwards has left.
     let known = engine.registered(id).await.map_err(|error| error.to_string())?;
     let Census { position, there, attached } = rooms.census().await.map_err(|error| error.to_string())?;

@@ -147,7 +147,7 @@ async fn drain(gateway: &Gateway) {
 
 /// Whoever was moved away keeps its place until it is back elsewhere, or its grace is over.
 async fn retire(gateway: &Gateway) {
-    let grace = gateway.tenants().iter().map(|tenant| tenant.tenant.presence_grace).max().unwrap_or_default();
+    let grace = gateway.tenants().iter().map(|tenant| tenant.settings().presence_grace).max().unwrap_or_default();
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     match tokio::time::timeout(RETIRE_TIMEOUT, gateway.engine.retire(grace_ms)).await {
         Ok(Ok(())) => {}

@@ -85,6 +85,8 @@ pub struct Session {
     language: Language,
     /// Known from the path, or from the first token.
     tenant: Option<Arc<LiveTenant>>,
+    /// The tenant's settings and keys were looked at in this revision; 0: not since the last connect.
+    tenant_revision: u64,
     connections: Vec<Connection>,
     /// Somebody changed what one of the connections may do.
     changed: Arc<Notify>,
@@ -116,6 +118,7 @@ impl Session {
         Session {
             language: Language::new(hello.protocol, Limits::default().message_bytes),
             tenant: hello.tenant.clone(),
+            tenant_revision: 0,
             rate: Bucket::new(Limits::default().messages_per_minute, Instant::now()),
             ping_due: Instant::now() + gateway.config.ping_interval,
             gateway,
@@ -151,7 +154,7 @@ impl Session {
     /// What comes before the first message: the protocol's greeting, and for plain WebSocket the token.
     async fn hello(&mut self) -> Result<(), Close> {
         if let Some(tenant) = self.tenant.clone() {
-            self.limit(&tenant.tenant.limits);
+            self.limit(&tenant.settings().limits);
         }
         match self.language {
             Language::SocketIo { .. } => {
@@ -325,7 +328,7 @@ impl Session {
 
     fn within_limits(&mut self, tenant: &LiveTenant, index: usize, name: &Arc<str>) -> Result<(), Refusal> {
         self.within_rate()?;
-        match tenant.tenant.limits.user_events_per_minute.get(&**name) {
+        match tenant.settings().limits.user_events_per_minute.get(&**name) {
             Some(rate) => tenant.user_rates.take(&self.connections[index].client.identity.subject, name, *rate),
             None => Ok(()),
         }
@@ -404,11 +407,31 @@ impl Session {
             return Ok(());
         }
         self.tenant_slot = Some(tenant.connections.take().ok_or(Close::ServerFull)?);
-        self.limit(&tenant.tenant.limits);
-        self.language.set_recovery(tenant.tenant.socketio_recovery);
-        self.rate = Bucket::new(tenant.tenant.limits.messages_per_minute, Instant::now());
-        self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
+        let settings = tenant.settings();
+        self.limit(&settings.limits);
+        self.language.set_recovery(settings.socketio_recovery);
+        self.rate = Bucket::new(settings.limits.messages_per_minute, Instant::now());
+        self.record_due = Instant::now() + self.record_interval(&settings.limits);
         self.tenant = Some(tenant.clone());
+        Ok(())
+    }
+
+    /// What the tenant's settings and keys say now holds for whoever is connected, too. Protocol features stay as they
+    /// were when the client came.
+    fn keep_up_with_tenant(&mut self) -> Result<(), Close> {
+        let Some(tenant) = self.tenant.clone().filter(|tenant| tenant.revision() != self.tenant_revision) else {
+            return Ok(());
+        };
+        self.tenant_revision = tenant.revision();
+        let (settings, verifier) = (tenant.settings(), tenant.verifier());
+        if settings.disabled {
+            return self.broken(Close::TenantDisabled, "the tenant is disabled");
+        }
+        if !self.connections.iter().all(|connection| verifier.admits(&connection.client.identity)) {
+            return self.broken(Close::Unauthorized, "the key that signed the token is not the tenant's any more");
+        }
+        self.limit(&settings.limits);
+        self.rate.set_rate(settings.limits.messages_per_minute, Instant::now());
         Ok(())
     }
 
@@ -433,6 +456,7 @@ impl Session {
     }
 
     async fn on_clock(&mut self) -> Result<(), Close> {
+        self.keep_up_with_tenant()?;
         let (now, config) = (Instant::now(), &self.gateway.config);
         if now < self.next_wake() {
             return Ok(());
@@ -460,7 +484,7 @@ impl Session {
         }
         if let Some(tenant) = self.tenant.clone().filter(|_| now >= self.record_due) {
             Box::pin(self.keep_records()).await;
-            self.record_due = Instant::now() + self.record_interval(&tenant.tenant.limits);
+            self.record_due = Instant::now() + self.record_interval(&tenant.settings().limits);
         }
         self.heartbeat(now)
     }

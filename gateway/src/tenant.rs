@@ -70,6 +70,8 @@ impl fmt::Debug for TenantId {
 pub struct Tenant {
     /// Its name.
     pub id: TenantId,
+    /// Is it out of service? Then nobody may connect, and its timers wait.
+    pub disabled: bool,
     /// How its tokens are verified.
     pub auth: Auth,
     /// What its clients may use up.

@@ -67,7 +67,8 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
     if timer.attempt > 1 {
         metrics::counter!("timer_redelivered_total").increment(1);
     }
-    let Some(tenant) = gateway.tenant(timer.tenant.as_str()) else {
+    let served = gateway.tenant(timer.tenant.as_str()).filter(|tenant| !tenant.settings().disabled);
+    let Some(tenant) = served else {
         // The tenant may be served again, or by another node: the timer stays.
         return postpone(gateway, &timer, ELSEWHERE_REST_MS).await;
     };

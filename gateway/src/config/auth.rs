@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::source::{Given, Place, Report, Section, read_file};
+use super::source::{Given, Place, Report, Section};
 use super::tenant::Context;
 use crate::decision::token::{
     ALGORITHMS, KEYS_PER_ALGORITHM_MAX, KeyError, algorithm_named, check_key, jwk_algorithm, shared_secret,
@@ -34,7 +34,11 @@ pub(super) fn auth(section: Option<Section<'_>>, context: &Context<'_>, report: 
     };
     let mistakes_before = report.mistakes.len();
     let Some(mut given) = section else {
-        report.mistake(context.place("auth"), "is missing: without keys nobody can connect");
+        if context.of_a_file {
+            report.mistake(context.place("auth"), "is missing: without keys nobody can connect");
+        } else {
+            report.warn(&context.place("auth"), "the tenant has no key yet, so nobody can connect");
+        }
         return auth;
     };
     if let Some(claim) = given.get("subject_claim") {
@@ -60,7 +64,13 @@ pub(super) fn auth(section: Option<Section<'_>>, context: &Context<'_>, report: 
     let at = given.at.clone();
     given.finish(report);
     if auth.keys.is_empty() && !auth.anonymous && report.mistakes.len() == mistakes_before {
-        report.mistake(at, "no key can be used, so nobody can connect: give `[[auth.keys]]` or `jwks_file`");
+        let problem = "no key can be used, so nobody can connect: give `[[auth.keys]]` or `jwks_file`";
+        if context.of_a_file {
+            report.mistake(at, problem);
+        } else {
+            // A tenant is made first; its keys are put one by one.
+            report.warn(&at, "the tenant has no key yet, so nobody can connect");
+        }
     }
     auth
 }
@@ -148,8 +158,8 @@ fn material(source: &str, given: &Given<'_>, context: &Context<'_>, report: &mut
         "secret" => Some(KeyMaterial::Secret(Secret(text.into_bytes()))),
         "secret_env" => secret_of_environment(given, &text, context, report).map(KeyMaterial::Secret),
         "pem" => Some(KeyMaterial::Pem(text.into_bytes())),
-        "pem_file" => match read_file(&context.beside(&text)) {
-            Ok(pem) => Some(KeyMaterial::Pem(pem)),
+        "pem_file" => match context.read(&text) {
+            Ok((_, pem)) => Some(KeyMaterial::Pem(pem)),
             Err(problem) => {
                 report.mistake(given.at.clone(), problem);
                 None
@@ -176,8 +186,8 @@ pub(super) fn secret_of_environment(
 /// The keys of a JWK set file. Keys of kinds that nothing here uses are only warned of: a
 /// provider's set may well hold some.
 fn key_set(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> Vec<VerifyingKey> {
-    let Some(path) = given.string(report).map(|path| context.beside(&path)) else { return Vec::new() };
-    let set = read_file(&path).and_then(|bytes| {
+    let Some(path) = given.string(report) else { return Vec::new() };
+    let set = context.read(&path).and_then(|(path, bytes)| {
         let mut set: serde_json::Value =
             serde_json::from_slice(&bytes).map_err(|error| format!("{} is no JSON: {error}", path.display()))?;
         match set.get_mut("keys").map(serde_json::Value::take) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::auth::{auth, secret_of_environment, strength};
 use super::limits::{call_limits, limits};
-use super::source::{Document, Given, Place, Report, Section, read_text};
+use super::source::{Document, Given, Place, Report, Section, read_file, read_text};
 use super::{Environment, origins};
 use crate::event::EVENT_NAME_BYTES_MAX;
 use crate::room::Room;
@@ -39,12 +39,18 @@ pub(super) struct Context<'a> {
     pub(super) plugins_dir: Option<&'a Path>,
     /// Is a component that is not there a mistake?
     pub(super) with_components: bool,
+    /// May files and variables of this machine be named? Only whoever has it writes its files.
+    pub(super) of_a_file: bool,
 }
 
 impl Context<'_> {
-    /// A path that the tenant file names, relative to the file.
-    pub(super) fn beside(&self, path: &str) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("")).join(path)
+    /// The bytes of a file that the tenant file names, relative to itself.
+    pub(super) fn read(&self, path: &str) -> Result<(PathBuf, Vec<u8>), String> {
+        if !self.of_a_file {
+            return Err("only a tenant file can name files".into());
+        }
+        let path = self.path.parent().unwrap_or(Path::new("")).join(path);
+        read_file(&path).map(|bytes| (path, bytes))
     }
 
     pub(super) fn place(&self, key: &str) -> Place {
@@ -67,9 +73,14 @@ pub(super) fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// Reads one tenant file; `None` only when mistakes were reported.
 pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenant> {
-    let mistakes_before = report.mistakes.len();
     let text = read_text(context.path, report)?;
     let document = Document::parse(&context.path.display().to_string(), &text, report)?;
+    of_document(&document, context, report)
+}
+
+/// Reads one tenant; `None` only when mistakes were reported.
+pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report: &mut Report) -> Option<Tenant> {
+    let mistakes_before = report.mistakes.len();
     let mut given = document.root();
     let id = name(&mut given, context, report);
     let auth = auth(given.section("auth", report), context, report);
@@ -88,12 +99,14 @@ pub(super) fn tenant(context: &Context<'_>, report: &mut Report) -> Option<Tenan
         given.get("presence_grace_ms").and_then(|grace| grace.millis(0..=PRESENCE_GRACE_MS_MAX, report));
     let presence_grace = presence_grace.unwrap_or(PRESENCE_GRACE);
     let backend_token = backend_token(&mut given, context, report);
+    let disabled = given.get("disabled").and_then(|given| given.boolean(report)).unwrap_or(false);
     given.finish(report);
     if report.mistakes.len() > mistakes_before {
         return None;
     }
     Some(Tenant {
         id: id?,
+        disabled,
         auth,
         limits,
         call_limits,
@@ -205,7 +218,8 @@ fn plugins(sections: Vec<Section<'_>>, context: &Context<'_>, report: &mut Repor
         }
         plugins.push(plugin);
     }
-    if all_read && !roles.contains(&Role::Authorizer) {
+    // Plugins of a tenant without a file come by themselves.
+    if context.of_a_file && all_read && !roles.contains(&Role::Authorizer) {
         let name = context.name;
         report.warn(
             &context.place("plugins"),

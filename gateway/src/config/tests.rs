@@ -146,7 +146,7 @@ fn all_mistakes_of_all_files_are_reported_at_once_with_their_places() {
              redis+cluster://[user:password@]host[:port],…, or rediss instead of redis for TLS",
         "environment: CORS_ORIGIN: must be `*` or an origin",
         "command line: --log: must be a log filter",
-        "postern.toml:1: prot: there is no setting `prot` here; there are data_dir, ",
+        "postern.toml:1: prot: there is no setting `prot` here; there are admin_token, data_dir, ",
         "postern.toml:3: ping_interval_ms: must be an integer from 100 to 600000, not 1",
         "postern.toml:4: default_tenant: a tenant's name is",
         "postern.toml:5: durability: must be \"immediate\" or \"relaxed\", not \"maybe\"",
@@ -464,4 +464,16 @@ fn tenants_can_be_read_again() {
     assert_eq!(load_tenants(&config, &environment(&[])).unwrap().0.len(), 2);
     files.put("tenants/second.toml", "name = 7");
     assert!(load_tenants(&config, &environment(&[])).is_err());
+}
+
+#[test]
+fn an_operators_token_that_can_be_guessed_is_refused_and_never_shown() {
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+    let files = Files::with_tenant("acme", &tenant_text("", ""));
+    let mistakes = files.load(&[], &[("POSTERN_ADMIN_TOKEN", "hunter2")]).unwrap_err();
+    assert_says(&mistakes[0], &["environment: POSTERN_ADMIN_TOKEN", "32 or more", "has 7 bytes"]);
+    assert!(!mistakes[0].contains("hunter2"));
+    let config = files.load(&[], &[("POSTERN_ADMIN_TOKEN", TOKEN)]).unwrap();
+    assert_eq!(config.admin_token.as_ref().map(|token| token.0.as_slice()), Some(TOKEN.as_bytes()));
+    assert!(!format!("{config:?}").contains(TOKEN));
 }

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_gateways_own_rooms_and_other_namespaces_are_never_joined() {
-        let identity = Identity { subject: "bob".into(), claims: "{}".into(), expires_at_s: None };
+        let identity = Identity { subject: "bob".into(), claims: "{}".into(), expires_at_s: None, key: None };
         let who = Client { connection: ConnectionId::random(), identity, namespace: "/events".into() };
         for (room, allowed) in [
             ("/events#lobby", true),

@@ -48,7 +48,8 @@ impl Farewell {
     }
 
     pub(super) fn client(&self) -> Client {
-        let identity = Identity { subject: self.subject.clone(), claims: self.claims.clone(), expires_at_s: None };
+        let identity =
+            Identity { subject: self.subject.clone(), claims: self.claims.clone(), expires_at_s: None, key: None };
         Client { connection: self.connection.clone(), identity, namespace: self.namespace.clone() }
     }
 

@@ -93,7 +93,7 @@ mod tests {
     use crate::event::Payload;
 
     fn event(args: &str) -> Event {
-        let identity = Identity { subject: "bob".into(), claims: "{}".into(), expires_at_s: None };
+        let identity = Identity { subject: "bob".into(), claims: "{}".into(), expires_at_s: None, key: None };
         Event {
             name: "move".into(),
             namespace: "/".into(),

@@ -152,14 +152,14 @@ impl Verifier {
     /// Who is the bearer of this token, `now_s` seconds after the Unix epoch?
     pub fn verify(&self, token: &str, now_s: u64) -> Result<Identity, TokenError> {
         let parts = Parts::of(token)?;
-        self.check_signature(&parts)?;
+        let key = self.check_signature(&parts)?;
         let text = parts.payload()?;
         let claims = object(&text).ok_or(TokenError::Malformed("its payload is no JSON object with unique names"))?;
         self.check_tenant(&claims)?;
         let expires_at_s = self.check_time(&claims, now_s)?;
         self.check_addressee(&claims)?;
         let subject = self.subject(&claims)?;
-        Ok(Identity { subject, claims: text.into(), expires_at_s })
+        Ok(Identity { subject, claims: text.into(), expires_at_s, key: Some(key) })
     }
 
     /// An identity for a client that has no token; `None` if the tenant does not take those.
@@ -168,10 +168,20 @@ impl Verifier {
             subject: format!("anonymous-{}", random_id()).into(),
             claims: "{}".into(),
             expires_at_s: None,
+            key: None,
         })
     }
 
-    fn check_signature(&self, parts: &Parts<'_>) -> Result<(), TokenError> {
+    /// Would whoever was let in be let in now: is the key that signed the token still one of the tenant's? Who came
+    /// without a token is, while such clients are.
+    pub fn admits(&self, identity: &Identity) -> bool {
+        match identity.key {
+            Some(fingerprint) => self.keys.iter().any(|key| key.fingerprint == fingerprint),
+            None => self.anonymous,
+        }
+    }
+
+    fn check_signature(&self, parts: &Parts<'_>) -> Result<u64, TokenError> {
         let header = parts.header()?;
         let algorithm = algorithm_named(&header.alg).ok_or(TokenError::Algorithm)?;
         let named = header.kid.as_deref().map(|kid| self.keys.iter().filter(move |key| key.id.as_deref() == Some(kid)));
@@ -185,11 +195,11 @@ impl Verifier {
         } else {
             candidates.extend(self.keys.iter().filter(|key| key.algorithm == algorithm));
         }
-        let signed = candidates.iter().any(|key| parts.is_signed_by(key));
+        let signed = candidates.iter().find(|key| parts.is_signed_by(key));
         match (signed, candidates.len()) {
-            (true, _) => Ok(()),
-            (false, 0) => Err(TokenError::NoKey(algorithm)),
-            (false, tried) => Err(TokenError::Signature(tried)),
+            (Some(key), _) => Ok(key.fingerprint),
+            (None, 0) => Err(TokenError::NoKey(algorithm)),
+            (None, tried) => Err(TokenError::Signature(tried)),
         }
     }
 

@@ -54,6 +54,11 @@ impl Announcer {
         Announcer { room_types, ..Announcer::default() }
     }
 
+    /// Members of rooms of these types are told from now on.
+    pub(super) fn set_types(&mut self, room_types: Arc<[String]>) {
+        self.room_types = room_types;
+    }
+
     /// Takes a change, in the order of the log; what is to be told now, if anything. `members`: those of the room
     /// on this node.
     pub(super) fn note(&mut self, change: &PresenceChange, members: usize, now: Instant) -> Option<Announcement> {

@@ -100,6 +100,7 @@ enum Command {
     Detach { id: ConnectionId },
     Census { answer: oneshot::Sender<Census> },
     Record,
+    Changed { presence_events: Arc<[String]> },
 }
 
 /// The connections of a tenant on this node.
@@ -189,6 +190,14 @@ impl Rooms {
     /// The delivery has ended.
     pub async fn record_again(&self) -> Result<(), Ended> {
         self.commands.send(Command::Record).await.map_err(|_| Ended)
+    }
+
+    /// The tenant's settings or keys are others: every session of this node looks at them.
+    ///
+    /// # Errors
+    /// The delivery has ended.
+    pub async fn changed(&self, presence_events: Arc<[String]>) -> Result<(), Ended> {
+        self.commands.send(Command::Changed { presence_events }).await.map_err(|_| Ended)
     }
 
     /// Makes a connection known, before its `Arrive` is committed.
@@ -374,6 +383,10 @@ impl State {
             }
             Command::Detach { id } => self.remove(&id),
             Command::Census { .. } => {}
+            Command::Changed { presence_events } => {
+                self.announcer.set_types(presence_events);
+                self.connections.values().for_each(|member| member.local.changed.notify_one());
+            }
             Command::Record => {
                 for Member { local, .. } in self.connections.values() {
                     local.unrecorded.store(true, Ordering::Release);

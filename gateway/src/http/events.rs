@@ -38,7 +38,10 @@ pub(super) async fn raise(tenant: &Arc<LiveTenant>, request: Request<Incoming>) 
     if let Some(answer) = refused(tenant, &request) {
         return answer;
     }
-    let bytes_max = tenant.tenant.limits.message_bytes;
+    if tenant.settings().disabled {
+        return refusal(StatusCode::FORBIDDEN, "tenant_disabled", "the tenant is disabled");
+    }
+    let bytes_max = tenant.settings().limits.message_bytes;
     let body = Limited::new(request.into_body(), bytes_max).collect();
     let Ok(body) = tokio::time::timeout(BODY_TIMEOUT, body).await else {
         let text = format!("the body did not come within {} ms", BODY_TIMEOUT.as_millis());
@@ -54,7 +57,7 @@ pub(super) async fn raise(tenant: &Arc<LiveTenant>, request: Request<Incoming>) 
     };
     // The tenant's own back end publishes wherever it wants to.
     let input = Input::Event { event: &event, may_publish: &|_| true };
-    metrics::counter!("http_events_total", "tenant" => tenant.tenant.id.to_string()).increment(1);
+    metrics::counter!("http_events_total", "tenant" => tenant.id.to_string()).increment(1);
     match tenant.decisions.run(&tenant.pipeline.load_full(), input).await {
         Ok(decided) => {
             let position = decided.position.map(|position| position.to_string());
@@ -77,7 +80,7 @@ pub(super) async fn raise(tenant: &Arc<LiveTenant>, request: Request<Incoming>) 
 
 /// The answer to a request that may not raise events here.
 fn refused(tenant: &LiveTenant, request: &Request<Incoming>) -> Option<Answer> {
-    let Some(expected) = &tenant.tenant.backend_token else {
+    let Some(expected) = &tenant.settings().backend_token else {
         let text = "this tenant takes no events over HTTP (setting backend_token)";
         return Some(refusal(StatusCode::FORBIDDEN, "forbidden", text));
     };

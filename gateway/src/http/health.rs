@@ -58,7 +58,7 @@ pub(super) fn status(gateway: &Arc<Gateway>) -> Answer {
     let tenants: serde_json::Map<_, _> = gateway
         .tenants()
         .into_iter()
-        .map(|tenant| (tenant.tenant.id.to_string(), json!(tenant.connections.taken())))
+        .map(|tenant| (tenant.id.to_string(), json!(tenant.connections.taken())))
         .collect();
     json_answer(
         StatusCode::OK,

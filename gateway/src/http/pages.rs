@@ -61,7 +61,7 @@ fn tokens(gateway: &Arc<Gateway>) -> Answer {
     };
     let people = demo_people(&tenant);
     let timeout_ms = tenant
-        .tenant
+        .settings()
         .plugins
         .iter()
         .find_map(|plugin| plugin.settings.get("timeout_ms")?.parse::<u64>().ok())
@@ -89,7 +89,7 @@ pub fn welcome(gateway: &Gateway, address: SocketAddr) -> Option<String> {
     for (person, token) in demo_people(&tenant).as_object()? {
         text += &format!("\n  {person}\n  {}\n", token.as_str()?);
     }
-    let backend = tenant.tenant.backend_token.as_ref().map(|token| String::from_utf8_lossy(&token.0).into_owned());
+    let backend = tenant.settings().backend_token.as_ref().map(|token| String::from_utf8_lossy(&token.0).into_owned());
     if let Some(backend) = backend {
         let event = json!({
             "event": "visitor_create",
@@ -123,14 +123,15 @@ fn with_society(mut claims: Value) -> Value {
 
 /// A token of a tenant for each of these claims, good from now on; those that cannot be signed are missing.
 fn signed<const N: usize>(tenant: &LiveTenant, people: [(&str, Value); N]) -> Value {
-    let key = tenant.tenant.auth.keys.iter().find_map(|key| match &key.material {
+    let settings = tenant.settings();
+    let key = settings.auth.keys.iter().find_map(|key| match &key.material {
         KeyMaterial::Secret(secret) => Some((key, secret)),
         KeyMaterial::Pem(_) | KeyMaterial::Jwk(_) => None,
     });
     let mut tokens = serde_json::Map::new();
     for (person, mut claims) in people {
         let now_s = now_ms() / 1_000;
-        claims["tenant"] = tenant.tenant.id.as_str().into();
+        claims["tenant"] = tenant.id.as_str().into();
         claims["iat"] = now_s.into();
         claims["exp"] = (now_s + TOKEN_TTL_S).into();
         let (Some((key, secret)), Value::Object(claims)) = (key, claims) else { continue };

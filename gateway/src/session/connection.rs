@@ -110,7 +110,7 @@ pub(super) async fn applied(gateway: &Arc<Gateway>, tenant: &Arc<LiveTenant>, de
     let Ok(rooms) = tenant.rooms(gateway).await else { return };
     if tokio::time::timeout(APPLY_TIMEOUT, rooms.applied(position)).await.is_err() {
         metrics::counter!("apply_timeouts_total").increment(1);
-        tracing::warn!(tenant = %tenant.tenant.id, %position, "this node is late in applying the log");
+        tracing::warn!(tenant = %tenant.id, %position, "this node is late in applying the log");
     }
 }
 
@@ -135,11 +135,11 @@ impl Session {
             ));
         }
         let (tenant, identity) = self.identify(auth)?;
-        if !self.hello.may_talk_to(&tenant.tenant.origins) {
+        if !self.hello.may_talk_to(&tenant.settings().origins) {
             return Err(refused(Close::Forbidden, "this origin may not connect to the tenant (setting origins)"));
         }
         self.enter(&tenant).map_err(|close| {
-            let max = tenant.tenant.limits.connections;
+            let max = tenant.settings().limits.connections;
             refused(close, format!("the tenant has {max} connections on this node (setting limits.connections)"))
         })?;
         if self.user.is_none() {
@@ -148,7 +148,7 @@ impl Session {
                 slot => slot,
             };
             let Some(slot) = slot else {
-                let max = tenant.tenant.limits.connections_per_user;
+                let max = tenant.settings().limits.connections_per_user;
                 let text = format!("a user may have {max} connections (setting limits.connections_per_user)");
                 return Err(refused(Close::ConnectionLimit, text));
             };
@@ -156,6 +156,8 @@ impl Session {
         } else if self.user.as_ref().is_some_and(|user| *user.subject() != identity.subject) {
             return Err(refused(Close::Unauthorized, "one connection speaks for one user in all its namespaces"));
         }
+        // A key that is revoked while the client comes in has let nobody in.
+        self.tenant_revision = 0;
         let connected = self.admit(&tenant, identity, namespace, auth).await;
         if connected.is_err() && self.connections.is_empty() {
             self.user = None;
@@ -170,7 +172,7 @@ impl Session {
             false => self.hello.claim.as_ref().map(|claim| claim.session.clone()),
         };
         let Some(session) = claimed else { return false };
-        let record = self.gateway.engine.session(&tenant.tenant.id, &session).await;
+        let record = self.gateway.engine.session(&tenant.id, &session).await;
         matches!(record, Ok(Some(record)) if record.subject == identity.subject)
     }
 
@@ -191,15 +193,18 @@ impl Session {
             };
             return Err(refused(Close::Unauthorized, text));
         };
+        if tenant.settings().disabled {
+            return Err(refused(Close::TenantDisabled, "the tenant is disabled"));
+        }
         // Who came without a token stays the same in all namespaces.
         let known = || self.connections.first().map(|connection| connection.client.identity.clone());
         let identity = match token {
-            Some(token) => tenant.verifier.verify(token, now_ms() / 1_000).map_err(|error| {
-                tracing::debug!(tenant = %tenant.tenant.id, %error, "token refused");
+            Some(token) => tenant.verifier().verify(token, now_ms() / 1_000).map_err(|error| {
+                tracing::debug!(tenant = %tenant.id, %error, "token refused");
                 refused(Close::Unauthorized, error.public_message())
             })?,
             None => {
-                let anonymous = tenant.verifier.anonymous().ok_or_else(|| refused(Close::Unauthorized, NO_TOKEN))?;
+                let anonymous = tenant.verifier().anonymous().ok_or_else(|| refused(Close::Unauthorized, NO_TOKEN))?;
                 known().unwrap_or(anonymous)
             }
         };
@@ -276,7 +281,7 @@ impl Session {
             namespace: namespace.clone(),
             claims: client.identity.claims.clone(),
             rooms: BTreeMap::new(),
-            ttl_ms: tenant.tenant.limits.recovery_window_ms,
+            ttl_ms: tenant.settings().limits.recovery_window_ms,
             heard: self.language.has_offsets().then_some(heard),
         };
         let heard = record.heard;
@@ -336,8 +341,8 @@ impl Session {
     ) -> Result<LookedBack, Refused> {
         let started = Instant::now();
         let Some(claim) = claim else { return Ok(LookedBack { started, result: None }) };
-        let (engine, limits) = (&*self.gateway.engine, &tenant.tenant.limits);
-        let looked = Past::look(engine, &tenant.tenant.id, &claim, client, limits).await;
+        let (engine, limits) = (&*self.gateway.engine, &tenant.settings().limits);
+        let looked = Past::look(engine, &tenant.id, &claim, client, limits).await;
         if let Err(lost) = &looked {
             count(self.language.protocol(), lost.word(), started.elapsed());
         }
@@ -359,14 +364,14 @@ impl Session {
             return Err("the arrival was lost, or this node is late in applying it".into());
         };
         let Some(Ok(past)) = &mut back.result else { return Ok(Vec::new()) };
-        let read = past.read_until(&*self.gateway.engine, &tenant.tenant.id, arrived).await;
+        let read = past.read_until(&*self.gateway.engine, &tenant.id, arrived).await;
         read.map_err(|lost| lost.to_string())?;
         if past.was_moved(arrived) {
             return Err("the session's rooms changed while it came back".into());
         }
         let joined = decided.joined.iter().map(|(room, _)| room).filter(|room| past.rooms.contains(room));
         let joined = joined.cloned().collect();
-        let frames = past.frames(self.language.dialect(), joined, Vec::new(), arrived, &tenant.tenant.limits);
+        let frames = past.frames(self.language.dialect(), joined, Vec::new(), arrived, &tenant.settings().limits);
         frames.map_err(|lost| lost.to_string())
     }
 
@@ -383,7 +388,7 @@ impl Session {
             "namespace": &*connection.client.namespace,
             "rooms": rooms,
             "pos": since.or_else(|| decided.position.map(|position| position.to_string())),
-            "recovery_window_ms": self.tenant.as_ref().map(|tenant| tenant.tenant.limits.recovery_window_ms),
+            "recovery_window_ms": self.tenant.as_ref().map(|tenant| tenant.settings().limits.recovery_window_ms),
             "ping_interval_ms": config.ping_interval.as_millis() as u64,
             "ping_timeout_ms": config.ping_timeout.as_millis() as u64,
             "message_bytes_max": self.message_bytes_max(),
@@ -419,7 +424,7 @@ impl Session {
         });
         let input = Input::Connected { who: &connection.client, handshake: &handshake.to_string() };
         if let Err(error) = tenant.decisions.run(&pipeline, input).await {
-            tracing::warn!(tenant = %tenant.tenant.id, %error, "a handler of connections failed");
+            tracing::warn!(tenant = %tenant.id, %error, "a handler of connections failed");
         }
     }
 
@@ -429,7 +434,7 @@ impl Session {
         let gone = Effect::Gone { id: local.id.clone() };
         let commit = Commit { effects: vec![gone], ..Commit::new(CommitId::random()) };
         if let Err(error) = tenant.decisions.commit_directly(commit).await {
-            tracing::warn!(tenant = %tenant.tenant.id, %error, "a connection that was not admitted may be left in its rooms");
+            tracing::warn!(tenant = %tenant.id, %error, "a connection that was not admitted may be left in its rooms");
         }
     }
 
@@ -450,13 +455,13 @@ impl Session {
     async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool) {
         let Some(tenant) = self.tenant.clone() else { return };
         for connection in self.connections.iter_mut().filter(|connection| wanted(connection)) {
-            let record = connection.record(tenant.tenant.limits.recovery_window_ms);
+            let record = connection.record(tenant.settings().limits.recovery_window_ms);
             let recorded = mark(&record.rooms);
             let commit = Commit { session: Some(record), ..Commit::new(CommitId::random()) };
             match tenant.decisions.commit_directly(commit).await {
                 Ok(_) => connection.recorded = recorded,
                 Err(error) => {
-                    tracing::debug!(tenant = %tenant.tenant.id, %error, "a session record was not kept");
+                    tracing::debug!(tenant = %tenant.id, %error, "a session record was not kept");
                 }
             }
         }
@@ -479,7 +484,7 @@ impl Session {
         let Some(tenant) = &self.tenant else { return };
         let commit = Commit { session: Some(connection.record(0)), ..Commit::new(CommitId::random()) };
         if let Err(error) = tenant.decisions.commit_directly(commit).await {
-            tracing::debug!(tenant = %tenant.tenant.id, %error, "a session ends only with its time");
+            tracing::debug!(tenant = %tenant.id, %error, "a session ends only with its time");
         }
     }
 

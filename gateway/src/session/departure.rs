@@ -56,9 +56,9 @@ impl Departure {
         session: &str,
         close: Close,
     ) -> Departure {
-        let window = tenant.tenant.limits.recovery_window_ms;
+        let window = tenant.settings().limits.recovery_window_ms;
         let farewell = Farewell::new(client, close.word()).timers(&tenant.pipeline.load(), session, window);
-        let when = when(close, tenant.tenant.presence_grace);
+        let when = when(close, tenant.settings().presence_grace);
         let (gateway, tenant, connection) = (gateway.clone(), tenant.clone(), client.connection.clone());
         Departure { gateway, tenant, connection, farewell, when }
     }
@@ -102,7 +102,7 @@ impl Departure {
     }
 
     async fn commit_after(&self, commit: &Commit, mut rest: Duration) {
-        let mut health = self.gateway.engine.health(&self.tenant.tenant.id);
+        let mut health = self.gateway.engine.health(&self.tenant.id);
         loop {
             tokio::time::sleep(rest).await;
             // Waiting here takes none of the places of what clients say; an engine that has ended refuses at once.
@@ -118,7 +118,7 @@ impl Departure {
     async fn commit(&self, commit: &Commit) -> bool {
         let done = self.tenant.decisions.commit_directly(commit.clone()).await;
         if let Err(error) = &done {
-            tracing::warn!(tenant = %self.tenant.tenant.id, %error, "a connection's leaving was not committed");
+            tracing::warn!(tenant = %self.tenant.id, %error, "a connection's leaving was not committed");
         }
         done.is_ok()
     }

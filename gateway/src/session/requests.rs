@@ -140,7 +140,7 @@ impl Session {
         }
         let fresh: Fresh = argument(data)?;
         let identity = tenant
-            .verifier
+            .verifier()
             .verify(&fresh.token, now_ms() / 1_000)
             .map_err(|error| Refusal::new("unauthorized", error.public_message()))?;
         let connection = &mut self.connections[index];

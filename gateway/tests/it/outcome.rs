@@ -21,7 +21,8 @@ use crate::support::{components, guard, resident};
 const ROUNDS: usize = 200;
 
 fn client(subject: &str, claims: &Value) -> Client {
-    let identity = Identity { subject: subject.into(), claims: claims.to_string().into(), expires_at_s: None };
+    let identity =
+        Identity { subject: subject.into(), claims: claims.to_string().into(), expires_at_s: None, key: None };
     Client { connection: ConnectionId::random(), identity, namespace: "/".into() }
 }
 

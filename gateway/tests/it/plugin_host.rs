@@ -97,7 +97,7 @@ fn event(name: &str, data: &Value) -> Event {
 fn client(subject: &str) -> Client {
     Client {
         connection: ConnectionId::from("c1"),
-        identity: Identity { subject: subject.into(), claims: "{}".into(), expires_at_s: None },
+        identity: Identity { subject: subject.into(), claims: "{}".into(), expires_at_s: None, key: None },
         namespace: "/".into(),
     }
 }

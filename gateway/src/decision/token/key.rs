@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{AlgorithmFamily, DecodingKey};
+use sha2::{Digest as _, Sha256};
 
 use crate::tenant::{Algorithm, KeyMaterial, Secret, VerifyingKey};
 
@@ -61,6 +62,8 @@ pub(super) struct Key {
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
     pub(super) decoding: DecodingKey,
+    /// Of algorithm and material: the same key under another id is the same key.
+    pub(super) fingerprint: u64,
 }
 
 impl Key {
@@ -72,8 +75,25 @@ impl Key {
             KeyMaterial::Jwk(text) => from_jwk(algorithm, text)?,
         };
         check_size(algorithm, &decoding)?;
-        Ok(Key { id: key.id.clone(), algorithm, decoding })
+        Ok(Key {
+            id: key.id.clone(),
+            algorithm,
+            fingerprint: fingerprint(algorithm, &decoding, &key.material),
+            decoding,
+        })
     }
+}
+
+fn fingerprint(algorithm: Algorithm, decoding: &DecodingKey, material: &KeyMaterial) -> u64 {
+    let written: &[u8] = match material {
+        KeyMaterial::Secret(Secret(secret)) => secret,
+        KeyMaterial::Pem(pem) => pem,
+        KeyMaterial::Jwk(text) => text.as_bytes(),
+    };
+    // However it was written, where the library tells.
+    let bytes = decoding.try_get_as_bytes().unwrap_or(written);
+    let digest = Sha256::new().chain_update(format!("{algorithm:?}:")).chain_update(bytes).finalize();
+    digest.iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 /// Can the key be used with its algorithm?

@@ -81,7 +81,7 @@ impl Session {
         let mut entries = self
             .gateway
             .engine
-            .history(&tenant.tenant.id, room, before, offset + limit + 1)
+            .history(&tenant.id, room, before, offset + limit + 1)
             .await
             .map_err(|error| unavailable(&error))?;
         entries.truncate(entries.len().saturating_sub(offset));
@@ -103,13 +103,13 @@ impl Session {
         joined: Option<Position>,
         mut answer: Answer,
     ) -> Answer {
-        let count = tenant.tenant.history_on_join;
+        let count = tenant.settings().history_on_join;
         let allowed = self.connections[index].local.grants.lock().get(room).is_some_and(|grant| grant.history);
         if count > 0 && allowed {
             match self.page(tenant, room, joined.map(Position::next), 0, count.min(HISTORY_LIMIT_MAX)).await {
                 Ok(page) => answer.events.push(("history", Payload::one(&page))),
                 Err(refusal) => {
-                    tracing::warn!(tenant = %tenant.tenant.id, code = refusal.code, "no history on joining")
+                    tracing::warn!(tenant = %tenant.id, code = refusal.code, "no history on joining")
                 }
             }
         }
@@ -137,12 +137,11 @@ impl Session {
 
     async fn who_is_in(&self, tenant: &LiveTenant, room: &Room) -> Result<Value, Refusal> {
         let engine = &self.gateway.engine;
-        if let Health::Down { why, .. } = &*engine.health(&tenant.tenant.id).borrow() {
+        if let Health::Down { why, .. } = &*engine.health(&tenant.id).borrow() {
             return Err(unavailable(&EngineError::Unavailable(why.to_string())));
         }
-        let count = engine.count(&tenant.tenant.id, room).await.map_err(|error| unavailable(&error))?;
-        let members =
-            engine.members(&tenant.tenant.id, room, MEMBERS_MAX).await.map_err(|error| unavailable(&error))?;
+        let count = engine.count(&tenant.id, room).await.map_err(|error| unavailable(&error))?;
+        let members = engine.members(&tenant.id, room, MEMBERS_MAX).await.map_err(|error| unavailable(&error))?;
         let mut users: Vec<&str> = members.iter().map(|member| &*member.subject).collect();
         users.dedup();
         Ok(json!({ "room": room.name(), "count": count, "users": users }))

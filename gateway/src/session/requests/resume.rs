@@ -62,9 +62,9 @@ impl Session {
         index: usize,
         claim: &Claim,
     ) -> Result<Result<Answer, Lost>, Refusal> {
-        let (engine, limits) = (self.gateway.engine.clone(), &tenant.tenant.limits);
+        let (engine, limits) = (self.gateway.engine.clone(), &tenant.settings().limits);
         let client = &self.connections[index].client;
-        let past = match Past::look(&*engine, &tenant.tenant.id, claim, client, limits).await {
+        let past = match Past::look(&*engine, &tenant.id, claim, client, limits).await {
             Ok(past) => past,
             Err(lost) => return Ok(Err(lost)),
         };
@@ -96,7 +96,7 @@ impl Session {
         let decided = self.join_all(tenant, index, &wanted, Some(&past.record)).await?;
         // Live delivery of the rooms joined now starts right after this entry; up to it the log is read.
         let Some(until) = decided.position else { return Ok(Err(Lost::Gone)) };
-        if let Err(lost) = past.read_until(&*self.gateway.engine, &tenant.tenant.id, until).await {
+        if let Err(lost) = past.read_until(&*self.gateway.engine, &tenant.id, until).await {
             return Ok(Err(lost));
         }
         let joined = decided.joined.iter().map(|(room, _)| room.clone()).collect();
@@ -106,7 +106,7 @@ impl Session {
         let held = already.into_iter().filter(|room| past.rooms.contains(room));
         let held = held.map(|room| (past.came_into(id, &room).unwrap_or(arrived).max(arrived), room));
         let held = held.map(|(position, room)| (room, position)).collect();
-        let frames = past.frames(self.language.dialect(), joined, held, arrived, &tenant.tenant.limits);
+        let frames = past.frames(self.language.dialect(), joined, held, arrived, &tenant.settings().limits);
         let frames = match frames {
             Ok(frames) => frames,
             Err(lost) => return Ok(Err(lost)),

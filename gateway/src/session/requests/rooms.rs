@@ -206,7 +206,7 @@ impl Session {
         resumed: Option<&SessionRecord>,
     ) -> Result<Decided, Refusal> {
         let connection = &self.connections[index];
-        let max = tenant.tenant.limits.rooms_per_connection;
+        let max = tenant.settings().limits.rooms_per_connection;
         let (present, new) = {
             let grants = connection.local.grants.lock();
             (grants.len(), wanted.iter().filter(|(room, _)| !grants.contains_key(room)).count())
@@ -217,7 +217,7 @@ impl Session {
             );
             return Err(Refusal::new("room_limit", text));
         }
-        let session = connection.record(tenant.tenant.limits.recovery_window_ms);
+        let session = connection.record(tenant.settings().limits.recovery_window_ms);
         let mut rooms = session.rooms.clone();
         let input = Input::Join { who: &connection.client, wanted, resumed, session };
         let pipeline = tenant.pipeline.load_full();
@@ -252,7 +252,7 @@ impl Session {
         }
         let who = Who::Connection(connection.client.connection.clone());
         let effects = rooms.iter().map(|room| Effect::Leave { who: who.clone(), room: room.clone() }).collect();
-        let mut record = connection.record(tenant.tenant.limits.recovery_window_ms);
+        let mut record = connection.record(tenant.settings().limits.recovery_window_ms);
         record.rooms.retain(|room, _| !rooms.contains(room));
         let left = record.rooms.clone();
         let commit = Commit { effects, session: Some(record), ..Commit::new(CommitId::random()) };

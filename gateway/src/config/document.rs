@@ -1,0 +1,207 @@
+//! A tenant's settings as a JSON document: the keys, checks and mistakes of a tenant file, without what only whoever
+//! has the gateway's machine may name: files and variables of it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::source::{Document, Mistakes, Place, Report};
+use super::tenant::{self, Context};
+use crate::tenant::{Tenant, TenantId};
+
+/// What mistakes call the document.
+const SOURCE: &str = "settings";
+
+/// The longest document, in bytes as JSON.
+pub const DOCUMENT_BYTES_MAX: usize = 256 << 10;
+
+/// Keys of secrets, wherever they stand in a document.
+const SECRETS: [&str; 4] = ["secret", "pem", "jwk", "backend_token"];
+
+/// Keys that are not for documents, with what to do instead: at the root, in `auth`, in one of `auth.keys`.
+const ELSEWHERE: [(&str, &str); 7] = [
+    ("name", "the name stands in the address"),
+    ("disabled", "a tenant is disabled by a call of its own"),
+    ("plugins", "plugins are uploaded, each by itself"),
+    ("backend_token_env", "give `backend_token`: the environment is the gateway's own"),
+    ("jwks_file", "give each key in `keys`: files are the gateway's own"),
+    ("secret_env", "give `secret`: the environment is the gateway's own"),
+    ("pem_file", "give `pem`: files are the gateway's own"),
+];
+
+/// Reads a tenant's settings; answers it without plugins, and what is to be warned of.
+///
+/// # Errors
+/// All mistakes, each with its key.
+pub fn tenant_from_json(id: &TenantId, settings: &Value, demo: bool) -> Result<(Tenant, Vec<String>), Mistakes> {
+    let mut report = Report::default();
+    let tenant = read(id, settings, demo, &mut report);
+    for mistake in &mut report.mistakes {
+        // The lines are those of a text that nobody wrote.
+        mistake.place.line = None;
+    }
+    match tenant {
+        Some(tenant) if report.mistakes.is_empty() => Ok((tenant, report.warnings)),
+        _ => Err(Mistakes(report.mistakes)),
+    }
+}
+
+fn read(id: &TenantId, settings: &Value, demo: bool, report: &mut Report) -> Option<Tenant> {
+    let Value::Object(settings) = settings else {
+        report.mistake(place(""), "must be a JSON object");
+        return None;
+    };
+    let bytes = serde_json::to_vec(settings).map_or(usize::MAX, |json| json.len());
+    if bytes > DOCUMENT_BYTES_MAX {
+        report.mistake(place(""), format!("has {bytes} bytes as JSON; at most {DOCUMENT_BYTES_MAX}"));
+        return None;
+    }
+    let auth = settings.get("auth");
+    let keys = auth.and_then(|auth| auth.get("keys")).and_then(Value::as_array);
+    elsewhere("", settings.keys(), report);
+    elsewhere("auth.", auth.and_then(Value::as_object).into_iter().flat_map(|auth| auth.keys()), report);
+    for (index, key) in keys.into_iter().flatten().enumerate() {
+        elsewhere(&format!("auth.keys[{index}]."), key.as_object().into_iter().flat_map(|key| key.keys()), report);
+    }
+    if !report.mistakes.is_empty() {
+        return None;
+    }
+    let mut named = settings.clone();
+    named.insert("name".into(), id.as_str().into());
+    let text = match toml::to_string(&named) {
+        Ok(text) => text,
+        Err(error) => {
+            report.mistake(place(""), format!("cannot be read: {error} (no null, no number beyond 64 bits)"));
+            return None;
+        }
+    };
+    let document = Document::parse(SOURCE, &text, report)?;
+    // Nothing of this machine is at hand, whatever the document says.
+    let env = BTreeMap::new();
+    let context = Context {
+        path: Path::new(SOURCE),
+        name: id.as_str(),
+        env: &env,
+        demo,
+        plugins_dir: None,
+        with_components: false,
+        of_a_file: false,
+    };
+    tenant::of_document(&document, &context, report)
+}
+
+fn place(key: &str) -> Place {
+    Place { source: SOURCE.into(), line: None, key: key.into() }
+}
+
+fn elsewhere<'a>(path: &str, keys: impl Iterator<Item = &'a String>, report: &mut Report) {
+    for key in keys {
+        if let Some((key, instead)) = ELSEWHERE.iter().find(|(name, _)| name == key) {
+            report.mistake(place(&format!("{path}{key}")), format!("is not for this document: {instead}"));
+        }
+    }
+}
+
+/// The same document for people to see: secrets and keys replaced by `(secret)`.
+pub fn without_secrets(settings: &Value) -> Value {
+    match settings {
+        Value::Object(object) => {
+            let shown = |(key, value): (&String, &Value)| {
+                let hidden = SECRETS.contains(&key.as_str()) && !value.is_object();
+                (key.clone(), if hidden { "(secret)".into() } else { without_secrets(value) })
+            };
+            object.iter().map(shown).collect()
+        }
+        Value::Array(items) => items.iter().map(without_secrets).collect(),
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    fn acme() -> TenantId {
+        TenantId::parse("acme").unwrap()
+    }
+
+    fn mistakes(settings: &Value) -> Vec<String> {
+        tenant_from_json(&acme(), settings, false).unwrap_err().0.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_document_says_what_a_tenant_file_says() {
+        let settings = json!({
+            "auth": {"keys": [{"id": "k", "algorithm": "HS256", "secret": SECRET}], "leeway_s": 5},
+            "limits": {"connections": 7, "user_events_per_minute": {"pem_file": 3}},
+            "relay": ["chat:*"],
+            "presence_events": ["flat"],
+        });
+        let (tenant, _) = tenant_from_json(&acme(), &settings, false).unwrap();
+        assert_eq!((tenant.id.as_str(), tenant.limits.connections), ("acme", 7));
+        assert_eq!(tenant.auth.keys[0].id.as_deref(), Some("k"));
+        assert_eq!(tenant.limits.user_events_per_minute["pem_file"].get(), 3);
+        assert!(tenant.plugins.is_empty() && tenant.relay[0].matches("chat:x"));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_with_their_keys_and_without_secrets() {
+        let settings = json!({
+            "auth": {"keys": [{"algorithm": "HS256", "secret": "hunter2"}]},
+            "limits": {"connections": 0, "conections": 1},
+        });
+        let found = mistakes(&settings).join("\n");
+        for part in ["settings: auth.keys[0]: the secret has 7 bytes", "limits.connections", "no setting `conections`"]
+        {
+            assert!(found.contains(part), "{part}: {found}");
+        }
+        assert!(!found.contains("hunter2"), "{found}");
+    }
+
+    #[test]
+    fn a_document_names_no_file_and_no_variable_of_the_gateways_machine() {
+        let settings = json!({
+            "name": "x", "plugins": [], "disabled": true, "backend_token_env": "HOME",
+            "auth": {"jwks_file": "/etc/passwd", "keys": [{"algorithm": "HS256", "secret_env": "POSTERN_ADMIN_TOKEN"}, {"algorithm": "ES256", "pem_file": "/etc/passwd"}]},
+        });
+        let found = mistakes(&settings);
+        for (key, _) in ELSEWHERE {
+            assert!(found.iter().any(|mistake| mistake.contains(key)), "{key}: {found:#?}");
+        }
+        assert_eq!(found.len(), ELSEWHERE.len());
+    }
+
+    #[test]
+    fn a_tenant_without_keys_is_only_warned_of_for_they_are_put_one_by_one() {
+        for settings in [json!({}), json!({"auth": {}}), json!({"auth": {"keys": []}})] {
+            let (tenant, warnings) = tenant_from_json(&acme(), &settings, false).unwrap();
+            assert!(tenant.auth.keys.is_empty() && !tenant.auth.anonymous);
+            assert!(warnings[0].contains("no key yet"), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_document_is_refused() {
+        assert!(mistakes(&json!([])).join("").contains("must be a JSON object"));
+        assert!(mistakes(&json!({"relay": null})).join("").contains("null"));
+        let long = "x".repeat(DOCUMENT_BYTES_MAX);
+        assert!(mistakes(&json!({"relay": [long]})).join("").contains("at most 262144"));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let settings = json!({
+            "backend_token": "b", "auth": {"keys": [{"id": "k", "secret": "s"}, {"pem": "p"}, {"jwk": "{}"}]},
+            "limits": {"user_events_per_minute": {"secret": {"a": 1}}},
+        });
+        let shown = without_secrets(&settings);
+        assert_eq!(shown["auth"]["keys"][0], json!({"id": "k", "secret": "(secret)"}));
+        assert_eq!(shown["auth"]["keys"][1]["pem"], "(secret)");
+        assert_eq!(shown["backend_token"], "(secret)");
+    }
+}
