@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check(&args.flags()),
         Command::Token(args) => token(&args),
         Command::Plugin(PluginCommand::Build(args)) => plugin_build(&args),
+        Command::CompileComponent(orders) => postern::decision::plugin::compile_worker(orders).map_err(Failure::Failed),
         Command::Version => {
             println!("postern {}\npostern:plugin {}", env!("CARGO_PKG_VERSION"), postern::cli::CONTRACT_VERSION);
             Ok(())

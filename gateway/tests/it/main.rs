@@ -23,6 +23,7 @@ mod connect;
 mod demo;
 mod deploy;
 mod harm;
+mod hostile_uploads;
 mod http;
 mod limits;
 mod outage;

@@ -4,6 +4,7 @@
 //! and `ws`, PyPI's `python-socketio`. All of it is on loopback and stopped when dropped.
 
 pub(crate) mod balancer;
+pub(crate) mod bombs;
 pub(crate) mod clients;
 pub(crate) mod node;
 pub(crate) mod proxy;

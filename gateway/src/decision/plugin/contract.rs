@@ -11,6 +11,9 @@ use wit_parser::{
 /// The name and version of the contract.
 pub const PACKAGE: &str = "postern:plugin@0.1.0";
 
+/// The version alone.
+pub const VERSION: &str = "0.1.0";
+
 /// The world that has everything a component may import or export.
 pub const EVERYTHING: &str = "everything";
 
