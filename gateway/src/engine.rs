@@ -8,7 +8,8 @@
 //! * **All or nothing.** [`Engine::commit`] applies everything in a [`Commit`] or nothing.
 //!   It applies nothing when a key of the read set has another version than was read
 //!   ([`Outcome::Conflict`]), when the fired timer is not there any more
-//!   ([`Outcome::TimerGone`]), or on any error but [`EngineError::Ambiguous`].
+//!   ([`Outcome::TimerGone`]), when the connection whose session it records is not registered
+//!   ([`EngineError::Absent`]), or on any other error but [`EngineError::Ambiguous`].
 //! * **Once.** A commit id that was applied is not applied again: the second call answers as
 //!   the first did ([`Outcome::Committed`] with the same position), for at least
 //!   [`COMMIT_ID_KEPT_MS`]. So after [`EngineError::Ambiguous`] the same commit is sent again.
@@ -97,6 +98,10 @@ pub enum EngineError {
     /// It may have been done: send the same commit again.
     #[error("the engine did not answer: {0}")]
     Ambiguous(String),
+    /// Nothing was applied: the commit writes the session record of a connection that is not registered. It was taken
+    /// out, or was lost with the log; then its node registers it again in a moment, and the same commit may be sent again.
+    #[error("the connection {0:?} is not registered")]
+    Absent(ConnectionId),
     /// An `Add` met a value that is no decimal number; nothing was applied.
     #[error("the value of {0:?} is not a decimal counter")]
     NotACounter(StateKey),
@@ -282,7 +287,7 @@ pub trait Engine: Send + Sync + 'static {
     async fn dead_timers(&self, tenant: &TenantId, limit: usize) -> Result<Vec<DeadTimer>, EngineError>;
 
     /// A session record that has not expired. Only a connection that is registered, before or with the commit, writes
-    /// one: another has gone, and the session may have gone on without it.
+    /// one: another has gone, and the session may have gone on without it ([`EngineError::Absent`]).
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError>;
 
     /// Who is in a room, in order, at most `limit`.
@@ -295,14 +300,15 @@ pub trait Engine: Send + Sync + 'static {
     async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError>;
 
     /// Puts the registry right after a loss, with what this node knows up to `at`: `there` are registered with their
-    /// rooms (beyond them only where nothing has been committed since), `gone` are not. Nothing is logged.
+    /// rooms, `gone` are not. Nothing is logged. `false`: memberships have been committed since `at`, so that rooms
+    /// too many may be registered; done again with what is known then, it is put right.
     async fn register(
         &self,
         tenant: &TenantId,
         at: Position,
         there: &[Registration],
         gone: &[ConnectionId],
-    ) -> Result<(), EngineError>;
+    ) -> Result<bool, EngineError>;
 
     /// Connections that dead nodes left registered, at most `limit`; the same again until they are
     /// [reaped](Engine::reap).

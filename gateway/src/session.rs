@@ -201,7 +201,7 @@ impl Session {
                 Happening::End(close) => Err(close),
                 Happening::Clock => Ok(()),
                 Happening::Changed => {
-                    Box::pin(self.keep_changed_records()).await;
+                    Box::pin(self.keep_changed_records(false)).await;
                     Ok(())
                 }
                 Happening::Draining => Err(self.drain().await),
@@ -321,7 +321,8 @@ impl Session {
         connection::applied(&self.gateway, tenant, &decided).await;
         if decided.memberships {
             // Before the client hears of it: its record would not have the room that a handler gave it.
-            Box::pin(self.keep_changed_records()).await;
+            let outbox = self.outbox.clone();
+            _ = unless_fenced(&outbox, Box::pin(self.keep_changed_records(true))).await;
         }
         Ok(requests::Answer::of_decision(decided))
     }
@@ -533,6 +534,17 @@ impl Session {
         // The reader stops when nobody reads the inbox; until then the client may still say its own goodbye.
         self.socket.inbox.close();
     }
+}
+
+/// Does something that may wait for the connection to be registered again; `None`: the others have taken it out, so
+/// that it never is.
+async fn unless_fenced<T>(outbox: &Outbox, work: impl Future<Output = T>) -> Option<T> {
+    let fenced = async {
+        if outbox.ended().await != Close::Fenced {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! { biased; done = work => Some(done), () = fenced => None }
 }
 
 /// Is it nobody's decision that a client does not get in, and different in a moment? Socket.IO clients do not try again

@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use postern::commit::now_ms;
 use postern::decision::token::sign;
@@ -21,7 +22,11 @@ const TOKEN_S: u64 = 24 * 3_600;
 pub(crate) struct Node {
     child: Child,
     pub(crate) address: SocketAddr,
-    _dir: tempfile::TempDir,
+    dir: Arc<tempfile::TempDir>,
+    redis_url: Option<String>,
+    /// From the start of the process until it accepts.
+    #[allow(dead_code, reason = "not every benchmark asks")]
+    pub(crate) started_in: Duration,
 }
 
 impl Node {
@@ -33,20 +38,36 @@ impl Node {
         for (name, text) in tenants {
             std::fs::write(tenants_dir.join(format!("{name}.toml")), text).expect("a tenant file");
         }
-        let config = dir.path().join("postern.toml");
-        std::fs::write(&config, settings).expect("a configuration");
+        std::fs::write(dir.path().join("postern.toml"), settings).expect("a configuration");
+        Node::spawn(Arc::new(dir), redis_url.map(str::to_owned))
+    }
+
+    /// Ends the process and starts another one in its place, on the same data.
+    #[allow(dead_code, reason = "not every benchmark restarts")]
+    pub(crate) fn restart(mut self) -> Node {
+        self.stop();
+        Node::spawn(self.dir.clone(), self.redis_url.take())
+    }
+
+    fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn spawn(dir: Arc<tempfile::TempDir>, redis_url: Option<String>) -> Node {
+        let begun = Instant::now();
         let other = std::env::var_os("POSTERN_BENCH_BINARY");
         let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_postern").into()));
         command.env_remove("REDIS_URL");
-        if let Some(url) = redis_url {
+        if let Some(url) = &redis_url {
             command.env("REDIS_URL", url);
         }
         let mut child = command
             .args(["serve", "--host", "127.0.0.1", "--port", "0", "--log", "info"])
             .arg("--config")
-            .arg(&config)
+            .arg(dir.path().join("postern.toml"))
             .arg("--tenants")
-            .arg(&tenants_dir)
+            .arg(dir.path().join("tenants"))
             .arg("--data")
             .arg(dir.path().join("data"))
             .stdin(Stdio::null())
@@ -66,9 +87,10 @@ impl Node {
             seen += &line;
             seen.push('\n');
         };
+        let started_in = begun.elapsed();
         // Read on, so that the node never waits for whoever reads its log.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Node { child, address, _dir: dir }
+        Node { child, address, dir, redis_url, started_in }
     }
 
     /// The process.
@@ -79,8 +101,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }
 

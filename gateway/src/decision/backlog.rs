@@ -8,13 +8,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::engine::Health;
 use crate::event::Refusal;
 
 /// How long an outage may be for an input to wait for its end; also how long one input waits in all.
 pub const OUTAGE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// The first rest of an input whose connection this node is about to register again; each is twice as long as the one
+/// before.
+const REGISTERING_REST: Duration = Duration::from_millis(50);
+
+/// The longest such rest.
+const REGISTERING_REST_MAX: Duration = Duration::from_millis(400);
 
 /// What a client is told to wait before it tries again, in milliseconds.
 const RETRY_AFTER_MS: u64 = 2_000;
@@ -112,12 +119,14 @@ pub(super) struct Outage {
     health: watch::Receiver<Health>,
     bytes: usize,
     deadline: Option<Instant>,
+    /// Rests for want of a registered connection.
+    rests: u32,
 }
 
 impl Outage {
     /// Of an input of about this size.
     pub(super) fn new(backlog: &Arc<Backlog>, health: watch::Receiver<Health>, bytes: usize) -> Outage {
-        Outage { backlog: backlog.clone(), health, bytes, deadline: None }
+        Outage { backlog: backlog.clone(), health, bytes, deadline: None, rests: 0 }
     }
 
     /// Is the engine known to be away?
@@ -136,10 +145,6 @@ impl Outage {
         };
         let own = *self.deadline.get_or_insert_with(|| Instant::now() + OUTAGE_WAIT_MAX);
         let deadline = own.min(since + OUTAGE_WAIT_MAX);
-        let refused = |text: String| {
-            metrics::counter!("backlog_refused_total").increment(1);
-            Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..Refusal::new("engine_unavailable", text) }
-        };
         if Instant::now() >= deadline {
             let away_ms = since.elapsed().as_millis();
             tracing::debug!(away_ms, %why, "refused: the engine is away");
@@ -156,6 +161,29 @@ impl Outage {
             }
         }
     }
+
+    /// Rests a little: after a loss this node registers its connections again, and the input's is not there yet.
+    ///
+    /// # Errors
+    /// It is not for longer than an input may wait, or too much waits already.
+    pub(super) async fn registering(&mut self) -> Result<(), Refusal> {
+        let now = Instant::now();
+        if now >= *self.deadline.get_or_insert_with(|| now + OUTAGE_WAIT_MAX) {
+            let max = OUTAGE_WAIT_MAX.as_millis();
+            return Err(refused(format!(
+                "the connection is not registered, for longer than the {max} ms that an input waits"
+            )));
+        }
+        let _place = self.backlog.take(self.bytes).map_err(|full| refused(full.to_string()))?;
+        sleep((REGISTERING_REST * 2_u32.pow(self.rests.min(8))).min(REGISTERING_REST_MAX)).await;
+        self.rests += 1;
+        Ok(())
+    }
+}
+
+fn refused(text: String) -> Refusal {
+    metrics::counter!("backlog_refused_total").increment(1);
+    Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..Refusal::new("engine_unavailable", text) }
 }
 
 #[cfg(test)]
@@ -219,6 +247,32 @@ mod tests {
         };
         tokio::select! { () = flapping => {}, () = input => {} }
         assert_eq!(start.elapsed().as_secs(), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_input_waits_ten_seconds_for_its_connection_and_takes_a_place_meanwhile() {
+        let start = Instant::now();
+        let (_tell, health) = watch::channel(Health::Up);
+        let backlog = Backlog::of_tenant(&Backlog::of_node());
+        let mut outage = Outage::new(&backlog, health, 10);
+        let input = async {
+            let mut tries = 0;
+            loop {
+                match outage.registering().await {
+                    Ok(()) => tries += 1,
+                    Err(refusal) => return (tries, refusal),
+                }
+            }
+        };
+        let look = async {
+            tokio::time::sleep(Duration::from_millis(9_000)).await;
+            held(&backlog)
+        };
+        let ((tries, refusal), waiting) = tokio::join!(input, look);
+        assert_eq!((waiting, held(&backlog)), ((1, 10), (0, 0)));
+        assert_eq!((refusal.code.as_str(), refusal.retry_after_ms), ("engine_unavailable", Some(2_000)));
+        assert_eq!(start.elapsed().as_secs(), 10);
+        assert!((20..40).contains(&tries), "{tries} tries");
     }
 
     #[test]

@@ -267,8 +267,7 @@ impl Engine for EmbeddedEngine {
 
     async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Result<Outcome, EngineError> {
         if commit.reads.is_empty() && !commit.is_durable() {
-            let position = self.shared.streams.of(tenant).append(&commit, self.now());
-            return Ok(Outcome::Committed(position));
+            return self.shared.streams.of(tenant).append(&commit, self.now()).map(Outcome::Committed);
         }
         let tenant = tenant.clone();
         self.ask(|answer| Job::Commit(CommitJob { tenant, commit, answer })).await?
@@ -379,9 +378,8 @@ impl Engine for EmbeddedEngine {
         at: Position,
         there: &[Registration],
         gone: &[ConnectionId],
-    ) -> Result<(), EngineError> {
-        self.shared.streams.of(tenant).register(at, there, gone);
-        Ok(())
+    ) -> Result<bool, EngineError> {
+        Ok(self.shared.streams.of(tenant).register(at, there, gone))
     }
 
     /// None: the only node's registry ends with it.

@@ -7,6 +7,7 @@
 
 mod backoff;
 mod cluster;
+mod commit;
 mod dial;
 mod follow;
 mod frame;
@@ -47,8 +48,8 @@ use self::router::{Route, Router};
 use self::sizes::Sizes;
 use self::url::{Kind, Target};
 use super::{
-    COMMIT_ID_KEPT_MS, DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member,
-    NodeStat, Orphan, Outcome, Range, Registration, TIMER_LEASE_MS,
+    DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, NodeStat, Orphan,
+    Outcome, Range, Registration, TIMER_LEASE_MS,
 };
 use crate::client::ConnectionId;
 use crate::commit::{
@@ -173,7 +174,9 @@ pub async fn connect(url: &str, options: Options) -> Result<Arc<RedisEngine>, En
         }
     }
     let rhythm = Rhythm { beat: options.beat, lease: options.lease };
-    let nodes = Arc::new(Nodes::new(router.clone(), rhythm));
+    // Where the masters are several, the leases are not where a tenant's registry is.
+    let leases_at_hand = !matches!(dialer.target.kind, Kind::Cluster);
+    let nodes = Arc::new(Nodes::new(router.clone(), rhythm, leases_at_hand));
     let (beating, stopped) = (nodes.clone().run(), stop.clone());
     tasks.spawn(async move { stopped.run_until_cancelled(beating).await });
     let engine = RedisEngine {
@@ -236,55 +239,6 @@ impl RedisEngine {
         self.options.presence_view.then(|| keys::view_prefix(tenant, self.options.default_tenant.as_ref())).flatten()
     }
 
-    /// Applies a commit; with `present`, only while that connection is registered.
-    async fn apply(&self, tenant: &TenantId, commit: &Commit, present: Option<&str>) -> Result<Applied, EngineError> {
-        let keys = TenantKeys::of(tenant);
-        let (partition, channel) = (keys.partition().prefix(), keys.channel());
-        let effects = frame::encode_effects(&commit.effects)?;
-        let (incarnation, view) = (self.nodes.incarnation(), self.view(tenant));
-        let standing = frame::Standing { incarnation: &incarnation, view: view.as_deref(), present };
-        let changes = frame::encode_changes(tenant, commit, standing)?;
-        let age_ms = age_ms(&self.options);
-        let id_kept = (2 * COMMIT_ID_KEPT_MS).to_string();
-        let entries = self.sizes.entries(tenant, effects.len()).to_string();
-        let (age, step) = (age_ms.to_string(), (age_ms / 15).max(1).to_string());
-        let route = self.router.to_tenant(tenant);
-        let seen = route.epoch_seen().to_string();
-        let names = [&*keys.log(), &*keys.meta(), &*keys.commit_id(&commit.id)];
-        let mut tries = route.tries();
-        let answer = loop {
-            let link = tries.link().await?;
-            let mut arguments: Vec<&[u8]> = vec![
-                keys.base().as_bytes(),
-                partition.as_bytes(),
-                channel.as_bytes(),
-                link.generation.as_bytes(),
-                &effects,
-                &changes.packed,
-                id_kept.as_bytes(),
-                entries.as_bytes(),
-                age.as_bytes(),
-                step.as_bytes(),
-                seen.as_bytes(),
-            ];
-            arguments.extend(changes.values.iter().map(|value| &**value));
-            match script::COMMIT.run(&mut link.connection(), &names, &arguments).await {
-                Ok(answer) => break answer,
-                Err(error) => tries.again(&link, &error).await?,
-            }
-        };
-        let applied = outcome(answer).inspect_err(|error| {
-            if matches!(error, EngineError::Unavailable(_)) {
-                self.nodes.lost(&incarnation);
-            }
-        })?;
-        if let Applied::Judged(Outcome::Committed(position)) = &applied {
-            route.saw(*position);
-            self.memory.told(tenant, *position);
-        }
-        Ok(applied)
-    }
-
     /// One command on a tenant's server that may be done twice.
     async fn ask<T: ::redis::FromRedisValue>(
         &self,
@@ -326,10 +280,7 @@ impl Engine for RedisEngine {
     }
 
     async fn commit(&self, tenant: &TenantId, commit: Arc<Commit>) -> Result<Outcome, EngineError> {
-        match self.apply(tenant, &commit, None).await? {
-            Applied::Judged(outcome) => Ok(outcome),
-            Applied::Absent => Err(EngineError::Corrupt("a connection was asked for that nobody named".into())),
-        }
+        self.apply(tenant, &commit, None).await
     }
 
     async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Result<(), EngineError> {
@@ -483,8 +434,9 @@ impl Engine for RedisEngine {
         at: Position,
         there: &[Registration],
         gone: &[ConnectionId],
-    ) -> Result<(), EngineError> {
-        registry::register(&self.nodes, tenant, at, there, gone, self.view(tenant).as_deref()).await
+    ) -> Result<bool, EngineError> {
+        let known = registry::Known { at, there, gone };
+        registry::register(&self.nodes, tenant, known, self.view(tenant).as_deref()).await
     }
 
     async fn orphans(&self, limit: usize) -> Result<Vec<Orphan>, EngineError> {
@@ -494,8 +446,11 @@ impl Engine for RedisEngine {
     async fn reap(&self, orphan: &Orphan, timers: Vec<(TimerKey, TimerChange)>) -> Result<bool, EngineError> {
         let effects = vec![Effect::Gone { id: orphan.connection.clone() }];
         let commit = Commit { effects, timers, ..Commit::new(CommitId::random()) };
-        let applied = self.apply(&orphan.tenant, &commit, Some(orphan.connection.as_str())).await?;
-        Ok(matches!(applied, Applied::Judged(_)))
+        match self.apply(&orphan.tenant, &commit, Some(&orphan.connection)).await {
+            Ok(_) => Ok(true),
+            Err(EngineError::Absent(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn report(&self, stat: NodeStat) {
@@ -554,30 +509,6 @@ impl RedisEngine {
         let Some([namespace, subject, _]) = who.as_deref().and_then(registry::read_connection) else { return Ok(None) };
         let member = Member { subject: subject.into(), connection: ConnectionId::from(id) };
         Ok((namespace == room.namespace()).then_some(member))
-    }
-}
-
-/// What the commit script answers.
-enum Applied {
-    Judged(Outcome),
-    /// Nothing was applied: the connection that must be there is not.
-    Absent,
-}
-
-fn outcome(answer: Value) -> Result<Applied, EngineError> {
-    let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
-    let mut parts = parts.into_iter();
-    let kind = text(parts.next().unwrap_or_default())?;
-    let mut key = || Ok(StateKey::stored(&text(parts.next().unwrap_or_default())?));
-    let judged = |outcome| Ok(Applied::Judged(outcome));
-    match &*kind {
-        "committed" => judged(Outcome::Committed(follow::position(&parts.next().unwrap_or_default())?)),
-        "conflict" => judged(Outcome::Conflict(key()?)),
-        "timer-gone" => judged(Outcome::TimerGone),
-        "absent" => Ok(Applied::Absent),
-        "fenced" => Err(EngineError::Unavailable("the other nodes have counted this one as gone".into())),
-        "not-a-counter" => Err(EngineError::NotACounter(key()?)),
-        other => Err(EngineError::Corrupt(format!("the commit script answered {other:?}"))),
     }
 }
 

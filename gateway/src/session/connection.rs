@@ -17,15 +17,16 @@ use super::language::Language;
 use super::recovery::{Claim, Lost, Past, count, hand_over};
 use super::requests::RETRY_AFTER_MS;
 use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
-use crate::client::{Client, ConnectionId, Identity, random_id};
+use crate::client::{Client, ConnectionId, Identity, TokenMark, random_id};
 use crate::close::Close;
 use crate::commit::{Commit, CommitId, Cursor, Effect, Grant, Millis, Position, SessionRecord, now_ms};
 use crate::connection::upgrade::Protocol;
 use crate::decision::token::peek_tenant;
 use crate::decision::{Decided, Input, Returning, Undecided};
-use crate::delivery::rooms::{Attached, Local};
+use crate::delivery::rooms::{Attached, Local, Tokens};
 use crate::event::{Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant};
+use crate::key_sets::Unidentified;
 use crate::room::Room;
 
 /// How long an answer waits for this node to apply the commit that it speaks of.
@@ -134,7 +135,7 @@ impl Session {
                 format!("at most {NAMESPACES_MAX} namespaces on one connection"),
             ));
         }
-        let (tenant, identity) = self.identify(auth)?;
+        let (tenant, identity) = self.identify(auth).await?;
         if !self.hello.may_talk_to(&tenant.settings().origins) {
             return Err(refused(Close::Forbidden, "this origin may not connect to the tenant (setting origins)"));
         }
@@ -176,7 +177,7 @@ impl Session {
         matches!(record, Ok(Some(record)) if record.subject == identity.subject)
     }
 
-    fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
+    async fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
         let auth: serde_json::Value = auth.and_then(|auth| serde_json::from_str(auth).ok()).unwrap_or_default();
         let token = auth.get("token").and_then(|token| token.as_str()).or(self.hello.token.as_deref());
         let token = token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token));
@@ -199,9 +200,15 @@ impl Session {
         // Who came without a token stays the same in all namespaces.
         let known = || self.connections.first().map(|connection| connection.client.identity.clone());
         let identity = match token {
-            Some(token) => tenant.verifier().verify(token, now_ms() / 1_000).map_err(|error| {
+            Some(token) => tenant.identify(token).await.map_err(|error| {
                 tracing::debug!(tenant = %tenant.id, %error, "token refused");
-                refused(Close::Unauthorized, error.public_message())
+                match error {
+                    Unidentified::Token(error) => refused(Close::Unauthorized, error.public_message()),
+                    // What is passing must not look like a refusal: clients do not come back from one.
+                    Unidentified::KeysAway => {
+                        refused(Close::AuthorizerUnavailable, "the tenant's keys are not there yet")
+                    }
+                }
             })?,
             None => {
                 let anonymous = tenant.verifier().anonymous().ok_or_else(|| refused(Close::Unauthorized, NO_TOKEN))?;
@@ -238,6 +245,7 @@ impl Session {
             _ => self.outbox.release(),
         }
         let recovered = admitted?;
+        self.tell_authenticated(tenant, namespace);
         self.connected_hooks(tenant, namespace, auth, recovered).await;
         Ok(())
     }
@@ -264,6 +272,7 @@ impl Session {
             outbox: self.outbox.clone(),
             dialect: self.language.dialect(),
             grants: Mutex::new(HashMap::new()),
+            tokens: Mutex::new(Tokens { now: TokenMark::of_claims(&client.identity.claims), next: None }),
             arrived: AtomicBool::new(false),
             changed: self.changed.clone(),
             leaving: AtomicBool::new(false),
@@ -407,6 +416,19 @@ impl Session {
         }
     }
 
+    /// For clients that wait for it.
+    fn tell_authenticated(&self, tenant: &LiveTenant, namespace: &str) {
+        let connection = self.connections.iter().find(|connection| &*connection.local.namespace == namespace);
+        let Some(connection) = connection.filter(|_| tenant.settings().authenticated_event) else { return };
+        let Client { connection: id, identity, .. } = &connection.client;
+        let data = json!({
+            "user_id": &*identity.subject,
+            "connection": id.as_str(),
+            "expires_at_s": identity.expires_at_s,
+        });
+        self.say_event(namespace, "authenticated", &Payload::one(&data));
+    }
+
     /// Tells the handlers that asked for it; what they do is a commit of its own.
     async fn connected_hooks(&self, tenant: &LiveTenant, namespace: &str, auth: Option<&str>, recovered: bool) {
         let pipeline = tenant.pipeline.load_full();
@@ -440,27 +462,29 @@ impl Session {
 
     /// Writes the session records anew: they are kept for the recovery window after the last time.
     pub(super) async fn keep_records(&mut self) {
-        self.keep_records_of(|_| true).await;
+        self.keep_records_of(|_| true, false).await;
     }
 
-    /// Writes the records of those that others have joined to rooms, or taken out, and those that may have been lost.
-    pub(super) async fn keep_changed_records(&mut self) {
+    /// Writes the records of those that others have joined to rooms, or taken out, and those that may have been lost;
+    /// `patient`: waits until they are registered, if they are not.
+    pub(super) async fn keep_changed_records(&mut self, patient: bool) {
         let wanted = |connection: &Connection| {
             let lost = connection.local.unrecorded.swap(false, Ordering::AcqRel);
             lost || mark(&connection.record(0).rooms) != connection.recorded
         };
-        self.keep_records_of(wanted).await;
+        self.keep_records_of(wanted, patient).await;
     }
 
-    async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool) {
+    async fn keep_records_of(&mut self, wanted: fn(&Connection) -> bool, patient: bool) {
         let Some(tenant) = self.tenant.clone() else { return };
         for connection in self.connections.iter_mut().filter(|connection| wanted(connection)) {
             let record = connection.record(tenant.settings().limits.recovery_window_ms);
             let recorded = mark(&record.rooms);
-            let commit = Commit { session: Some(record), ..Commit::new(CommitId::random()) };
-            match tenant.decisions.commit_directly(commit).await {
-                Ok(_) => connection.recorded = recorded,
+            match tenant.decisions.record(record, patient).await {
+                Ok(()) => connection.recorded = recorded,
                 Err(error) => {
+                    // Whatever changes next has it written again, registering after a loss not least.
+                    connection.local.unrecorded.store(true, Ordering::Release);
                     tracing::debug!(tenant = %tenant.id, %error, "a session record was not kept");
                 }
             }
@@ -482,8 +506,7 @@ impl Session {
 
     async fn end_session(&self, connection: &Connection) {
         let Some(tenant) = &self.tenant else { return };
-        let commit = Commit { session: Some(connection.record(0)), ..Commit::new(CommitId::random()) };
-        if let Err(error) = tenant.decisions.commit_directly(commit).await {
+        if let Err(error) = tenant.decisions.record(connection.record(0), false).await {
             tracing::debug!(tenant = %tenant.id, %error, "a session ends only with its time");
         }
     }
@@ -542,6 +565,7 @@ fn connect_refused(undecided: Undecided) -> Refused {
     match undecided {
         // The component's own words.
         Undecided::Refused(refusal) => (Close::Forbidden, refusal),
+        Undecided::Unauthorized(refusal) => (Close::Unauthorized, refusal),
         Undecided::Engine(refusal) => (Close::EngineUnavailable, refusal),
         other => (Close::AuthorizerUnavailable, other.into_refusal()),
     }

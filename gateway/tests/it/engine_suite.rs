@@ -123,6 +123,8 @@ macro_rules! engine_suite {
                 rooms_of_tenants_are_apart,
                 a_session_record_lives_as_long_as_its_last_write_said,
                 a_connection_that_is_gone_does_not_write_the_session_of_its_successor,
+                a_commit_whose_session_has_no_connection_is_not_applied_until_it_is_there,
+                a_session_goes_on_when_its_connection_is_registered_again_after_a_loss,
                 sessions_of_tenants_are_apart,
                 an_artifact_is_found_by_its_digest,
                 a_running_engine_says_that_it_is_ready,

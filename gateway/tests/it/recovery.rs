@@ -288,6 +288,41 @@ fn a_client_whose_history_is_gone_is_told_so_and_given_no_part_of_it() {
 }
 
 #[test]
+fn a_room_that_is_joined_right_after_a_loss_is_a_room_of_the_session() {
+    let redis = RedisServer::start();
+    let [one, two] = two_nodes(&redis);
+    let mut ws = Clients::ws();
+    let names: Vec<_> = (0..8).map(|n| format!("plain-{n}")).collect();
+    let sessions: Vec<_> = names
+        .iter()
+        .map(|name| ws.join_ws(&one, name, "one", &token("one", name, json!({})))["session"].clone())
+        .collect();
+    ws.join_ws(&two, "eve", "one", &token("one", "eve", json!({})));
+    // Nobody says anything: that the log is lost is found with the joins.
+    redis.command(&["FLUSHALL"]);
+    for name in &names {
+        ws.tell(
+            json!({ "do": "send", "name": name, "json": { "id": 7, "event": "join_room", "data": { "room": "r:1" } } }),
+        );
+    }
+    let mut positions = Vec::new();
+    for name in &names {
+        let joined = ws.message(name, json!({ "id": 7 }));
+        assert_eq!(joined["data"]["room_name"], "r:1", "{joined}");
+        positions.push(ws.message(name, json!({ "event": "reset" }))["data"]["pos"].clone());
+        cut_ws(&mut ws, name);
+    }
+    let said = ws.request("eve", "join_room", json!({ "room": "r:1" }));
+    assert_eq!(said["room_name"], "r:1", "{said}");
+    say(&mut ws, 1);
+    for ((name, session), pos) in names.iter().zip(&sessions).zip(&positions) {
+        let told = back_ws(&mut ws, name, &two, name, json!({ "session": session, "pos": pos }));
+        assert_eq!((&told["recovered"], &told["rooms"]), (&json!(true), &json!(["r:1"])), "{told}");
+        assert_eq!(ws.message(name, json!({ "event": "n" }))["data"], 1);
+    }
+}
+
+#[test]
 fn a_client_that_heard_nothing_for_long_is_recovered_by_what_it_answered_for() {
     let redis = RedisServer::start();
     let tenant = open("one", "socketio_recovery = true\nlimits.recovery_window_ms = 900");

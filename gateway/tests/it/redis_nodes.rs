@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use postern::commit::{Commit, CommitId, Effect, Entry, Grant, TimerChange, TimerKey, Who};
 use postern::engine::redis::{Options, RedisEngine, connect};
-use postern::engine::{Engine, EngineError, Feed, Follower, NodeStat, Orphan, Outcome};
+use postern::engine::{Engine, EngineError, Feed, Follower, NodeStat, Orphan, Outcome, Registration};
 use postern::room::Room;
 use postern::tenant::TenantId;
 use tokio::time::{Instant, sleep, timeout};
@@ -154,6 +154,33 @@ async fn a_node_that_was_counted_as_gone_registers_nobody_and_goes_on_as_another
     assert!(matches!(slow.commit(&acme(), arrives).await, Ok(Outcome::Committed(_))), "as another it may");
     assert_eq!(users(&other, "flat:a1").await, ["bob"]);
     assert_eq!(slow.registered(&acme()).await.unwrap(), ["c2".into()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_has_forgotten_everything_takes_connections_of_nodes_with_a_lease_only() {
+    let server = RedisServer::start();
+    let dies = node(&server, "dies", sluggish()).await;
+    eventually("it has said so once", || async { server.command(&["ZCARD", "ps:{n}:nodes"]) == redis::Value::Int(1) })
+        .await;
+    let other = node(&server, "other", lively()).await;
+    for register in [false, true] {
+        server.command(&["FLUSHALL"]);
+        if register {
+            let follower = dies.follow(&acme()).await.unwrap();
+            let rooms = vec![room("user:ann"), room("everyone"), room("flat:a1")];
+            let (connection, subject, namespace, session) = ("c1".into(), "ann".into(), "/".into(), "s".into());
+            let there = [Registration { connection, subject, namespace, session, rooms }];
+            assert!(dies.register(&acme(), follower.position, &there, &[]).await.unwrap());
+        } else {
+            apply(&dies, &acme(), arrival("c1", "ann")).await;
+        }
+        assert_eq!(users(&other, "flat:a1").await, ["ann"]);
+        // From here on it is silent.
+        for orphan in orphans(&other).await {
+            assert!(other.reap(&orphan, Vec::new()).await.unwrap());
+        }
+        assert_eq!(users(&other, "flat:a1").await, [""; 0], "with `register` {register}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

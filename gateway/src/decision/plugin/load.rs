@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::bindings::{Answer, Input, Links};
+use super::breaker::Breakers;
+use super::calls::OUT_OF_STEP;
 use super::contract::PACKAGE;
 use super::failure::{CallError, FailureKind, Hook};
 use super::metering::Metering;
@@ -253,6 +255,7 @@ impl Host {
         }
         let exports = exports(&prepared.links);
         fits(settings.role, exports)?;
+        let share = self.share(tenant);
         let mut plugin = Plugin {
             name: settings.name.clone(),
             tenant: tenant.clone(),
@@ -267,7 +270,9 @@ impl Host {
             },
             settings: Arc::new(settings.settings.clone()),
             prepared,
-            admission: self.admission(tenant, limits),
+            admission: share.admission(limits),
+            share,
+            breakers: Breakers::new(),
             metering: Metering::new(tenant.as_str(), &settings.name),
             host: self.clone(),
         };
@@ -280,9 +285,12 @@ impl Plugin {
     /// Asks the component what it is, in an instance that can do nothing else.
     async fn describe(&self, limits: &CallLimits) -> Result<Description, LoadError> {
         let mut tx = Transaction::without_engine(self.tenant.clone(), Arc::new(limits.clone()));
-        match self.call(&mut tx, Hook::Describe, &ROOT_NAMESPACE.into(), Input::Describe).await {
-            Ok(Answer::Info(info)) => description::description(&info),
-            Ok(_) => Err(LoadError::Trial(self.out_of_step(Hook::Describe))),
+        let info = |answer, _: &CallLimits| match answer {
+            Answer::Info(info) => Ok(info),
+            _ => Err(OUT_OF_STEP.into()),
+        };
+        match self.call(&mut tx, Hook::Describe, &ROOT_NAMESPACE.into(), Input::Describe, info).await {
+            Ok(info) => description::description(&info),
             Err(CallError::Failed(failure)) if failure.kind == FailureKind::BadAnswer => {
                 Err(LoadError::Contract(failure.message))
             }

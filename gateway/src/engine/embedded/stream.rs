@@ -10,9 +10,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::feed::Feeder;
 use super::presence::Presence;
 use crate::client::ConnectionId;
-use crate::commit::{Commit, CommitId, Entry, Millis, Position, Publication, SessionRecord};
+use crate::commit::{Commit, CommitId, Effect, Entry, Millis, Position, Publication, SessionRecord};
 use crate::engine::log::{Limits, Log};
-use crate::engine::{COMMIT_ID_KEPT_MS, Follower, Member, Range, Registration};
+use crate::engine::{COMMIT_ID_KEPT_MS, EngineError, Follower, Member, Range, Registration};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -63,6 +63,8 @@ struct Inner {
     feeders: Vec<Feeder>,
     feeders_ever: u64,
     presence: Presence,
+    /// Where memberships changed last.
+    moved: Position,
     sessions: HashMap<Arc<str>, Session>,
     done: Done,
 }
@@ -76,6 +78,7 @@ struct Session {
 impl Stream {
     fn new(log: Log) -> Stream {
         let inner = Inner {
+            moved: log.top(),
             log,
             feeders: Vec::new(),
             feeders_ever: 0,
@@ -88,29 +91,30 @@ impl Stream {
 
     /// Makes a commit known: to the log, its followers, the registry and the sessions. Answers its
     /// position; one that was done before, is not done again.
-    pub(super) fn append(&self, commit: &Commit, now: Millis) -> Position {
+    ///
+    /// # Errors
+    /// See [`check`](Stream::check).
+    pub(super) fn append(&self, commit: &Commit, now: Millis) -> Result<Position, EngineError> {
         let inner = &mut *self.inner.lock();
         if let Some(position) = inner.done.position(&commit.id) {
-            return position;
+            return Ok(position);
         }
-        let record = commit.session.as_ref();
-        let was_there = record.is_some_and(|record| inner.presence.has(&record.connection));
-        if !commit.effects.is_empty() {
-            for effect in &commit.effects {
-                inner.presence.apply(effect);
-            }
-            let presence = inner.presence.take_changes();
-            inner.log.push(now, commit.effects.clone(), presence);
-            inner.feeders.retain_mut(|feeder| feeder.offer(&inner.log));
-        }
-        // A connection that others took out has no say in the session any more.
-        if let Some(record) = record.filter(|record| was_there || inner.presence.has(&record.connection)) {
-            let session = Session { record: record.clone(), expires: now.saturating_add(record.ttl_ms) };
-            inner.sessions.insert(Arc::clone(&record.session), session);
-        }
-        let position = inner.log.top();
-        inner.done.insert(&commit.id, position, now);
-        position
+        inner.check(commit)?;
+        Ok(inner.append(commit, now))
+    }
+
+    /// The same for what is on disk already, and so not refused any more.
+    pub(super) fn append_checked(&self, commit: &Commit, now: Millis) -> Position {
+        let inner = &mut *self.inner.lock();
+        inner.done.position(&commit.id).unwrap_or_else(|| inner.append(commit, now))
+    }
+
+    /// May the commit write its session's record?
+    ///
+    /// # Errors
+    /// [`EngineError::Absent`] when it is the record of a connection that is not there and does not come with it.
+    pub(super) fn check(&self, commit: &Commit) -> Result<(), EngineError> {
+        self.inner.lock().check(commit)
     }
 
     /// Where a commit that was done is.
@@ -177,10 +181,12 @@ impl Stream {
         self.inner.lock().presence.connections()
     }
 
-    pub(super) fn register(&self, at: Position, there: &[Registration], gone: &[ConnectionId]) {
+    /// See [`Engine::register`](crate::engine::Engine::register).
+    pub(super) fn register(&self, at: Position, there: &[Registration], gone: &[ConnectionId]) -> bool {
         let inner = &mut *self.inner.lock();
-        let exact = inner.log.top() == at;
+        let exact = inner.moved <= at;
         inner.presence.register(there, gone, exact);
+        exact
     }
 
     fn sweep(&self, now: Millis) {
@@ -188,6 +194,40 @@ impl Stream {
         inner.log.trim(now);
         inner.sessions.retain(|_, session| session.expires > now);
         inner.done.forget(now);
+    }
+}
+
+impl Inner {
+    fn check(&self, commit: &Commit) -> Result<(), EngineError> {
+        let Some(record) = &commit.session else { return Ok(()) };
+        let arrives = |effect: &Effect| matches!(effect, Effect::Arrive { id, .. } if *id == record.connection);
+        if self.presence.has(&record.connection) || commit.effects.iter().any(arrives) {
+            return Ok(());
+        }
+        Err(EngineError::Absent(record.connection.clone()))
+    }
+
+    fn append(&mut self, commit: &Commit, now: Millis) -> Position {
+        // One that went while the commit was on its way to the disk has no say in the session any more.
+        let record = commit.session.as_ref().filter(|_| self.check(commit).is_ok());
+        if !commit.effects.is_empty() {
+            for effect in &commit.effects {
+                self.presence.apply(effect);
+            }
+            let presence = self.presence.take_changes();
+            self.log.push(now, commit.effects.clone(), presence);
+            self.feeders.retain_mut(|feeder| feeder.offer(&self.log));
+        }
+        if let Some(record) = record {
+            let session = Session { record: record.clone(), expires: now.saturating_add(record.ttl_ms) };
+            self.sessions.insert(Arc::clone(&record.session), session);
+        }
+        let position = self.log.top();
+        if commit.effects.iter().any(Effect::moves) {
+            self.moved = position;
+        }
+        self.done.insert(&commit.id, position, now);
+        position
     }
 }
 

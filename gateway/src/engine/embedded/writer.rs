@@ -157,7 +157,7 @@ impl Writer {
         match fate {
             // Appending what was appended a moment ago answers where it is.
             Fate::Apply | Fate::Again => {
-                Ok(Outcome::Committed(self.shared.streams.of(&job.tenant).append(&job.commit, now)))
+                Ok(Outcome::Committed(self.shared.streams.of(&job.tenant).append_checked(&job.commit, now)))
             }
             Fate::Done(position) => Ok(Outcome::Committed(position)),
             Fate::Refused(answer) => answer,
@@ -170,6 +170,9 @@ impl Writer {
         let judge = |job: &CommitJob| {
             if let Some(position) = self.done(job) {
                 return Ok(Fate::Done(position));
+            }
+            if let Err(absent) = self.recordable(job) {
+                return Ok(Fate::Refused(Err(absent)));
             }
             Ok(match view.judge(&job.tenant, &job.commit, now).map_err(engine_error)? {
                 Verdict::Apply(_) => Fate::Apply,
@@ -210,6 +213,7 @@ impl Writer {
             let fate = match self.done(job) {
                 Some(position) => Fate::Done(position),
                 None if applied.contains(&(&job.tenant, &job.commit.id)) => Fate::Again,
+                None if let Err(absent) = self.recordable(job) => Fate::Refused(Err(absent)),
                 None => match tables.judge(&job.tenant, &job.commit, now)? {
                     Verdict::Apply(changes) => {
                         if job.commit.is_durable() {
@@ -226,6 +230,11 @@ impl Writer {
         }
         tables.finish(self.number)?;
         Ok(fates)
+    }
+
+    /// May the commit write its session's record?
+    fn recordable(&self, job: &CommitJob) -> Result<(), EngineError> {
+        self.shared.streams.of(&job.tenant).check(&job.commit)
     }
 
     /// Where the commit is, if it was done earlier.

@@ -120,6 +120,7 @@ struct Packed<'a>(
     Option<&'a str>,
     &'a str,
     Option<&'a str>,
+    Option<&'a str>,
 );
 
 /// What the registry of presence needs beside the commit.
@@ -131,6 +132,8 @@ pub(super) struct Standing<'a> {
     pub(super) view: Option<&'a str>,
     /// A connection that must be there, or nothing is applied.
     pub(super) present: Option<&'a str>,
+    /// Where the leases are, if the script can look: whoever has none registers nobody.
+    pub(super) leases: Option<&'a str>,
 }
 
 /// Packs a commit's changes.
@@ -178,6 +181,7 @@ pub(super) fn encode_changes(
         standing.present,
         standing.incarnation,
         standing.view,
+        standing.leases,
     );
     let packed = rmp_serde::to_vec(&packed).map_err(|e| EngineError::Corrupt(e.to_string()))?;
     Ok(Changes { packed, values })
@@ -211,7 +215,7 @@ fn presence_change(effect: &Effect, record: Option<&SessionRecord>) -> Option<Ve
             text(&["user-leave", Room::user(room.namespace(), subject).as_str(), room.as_str()])
         }
         Effect::Gone { id } => text(&["gone", id.as_str()]),
-        Effect::Publish(_) | Effect::Disconnect { .. } => None,
+        Effect::Publish(_) | Effect::Disconnect { .. } | Effect::Revoke(_) => None,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Names in Redis, all built here.
 //!
-//! `ps:{tag}:{tenant}:…` is a tenant's, `ps:{tag}:_…` a partition's: no tenant's name starts with `_` or
-//! contains `:`, so no tenant's key is another's, whatever stands behind the name.
+//! `ps:{tag}:{tenant}:…` is a tenant's, `ps:{tag}:_…` a partition's: no tenant's name starts with `_` (but the
+//! catalog's, `_catalog`, which is no partition's) or contains `:`, so no tenant's key is another's, whatever stands
+//! behind the name.
 //!
 //! | name after `ps:{tag}:{tenant}:` | type | what |
 //! |---|---|---|

@@ -48,7 +48,18 @@ pub(super) struct Nodes {
     /// Something makes a beat urgent.
     wake: Notify,
     /// Held while a beat is on its way: none comes after the last word.
-    retired: AsyncMutex<bool>,
+    shown: AsyncMutex<Shown>,
+    /// Are the leases on the server that has a tenant's registry too?
+    leases_at_hand: bool,
+}
+
+/// What this node has said of itself.
+#[derive(Debug, Default)]
+struct Shown {
+    /// It serves nobody any more.
+    retired: bool,
+    /// When it began to say that it lives, the last time that it was heard.
+    at: Option<Instant>,
 }
 
 /// What the last beat answered.
@@ -101,7 +112,7 @@ impl Contact {
 }
 
 impl Nodes {
-    pub(super) fn new(router: Arc<Router>, rhythm: Rhythm) -> Nodes {
+    pub(super) fn new(router: Arc<Router>, rhythm: Rhythm, leases_at_hand: bool) -> Nodes {
         let seen = Seen { partitions: (0..PARTITIONS).collect(), ..Seen::default() };
         Nodes {
             route: router.to_key(keys::NODES),
@@ -111,13 +122,19 @@ impl Nodes {
             stat: Mutex::default(),
             seen: Mutex::new(seen),
             wake: Notify::new(),
-            retired: AsyncMutex::new(false),
+            shown: AsyncMutex::default(),
+            leases_at_hand,
         }
     }
 
     /// Under which this node registers connections now.
     pub(super) fn incarnation(&self) -> Arc<str> {
         self.incarnation.lock().clone()
+    }
+
+    /// The key of the leases, for scripts that register connections; `None`: another server may have it.
+    pub(super) fn leases(&self) -> Option<&'static str> {
+        self.leases_at_hand.then_some(keys::NODES)
     }
 
     pub(super) fn report(&self, stat: NodeStat) {
@@ -170,8 +187,8 @@ impl Nodes {
 
     /// Ends this node's lease `after_ms` from now.
     pub(super) async fn retire(&self, after_ms: Millis) -> Result<(), EngineError> {
-        let mut retired = self.retired.lock().await;
-        *retired = true;
+        let mut shown = self.shown.lock().await;
+        shown.retired = true;
         let incarnation = self.incarnation();
         let link = self.route.link().await?;
         let arguments = [incarnation.as_bytes(), &ahead(after_ms).to_string().into_bytes()];
@@ -189,11 +206,11 @@ impl Nodes {
         let mut contact = None;
         loop {
             let beat = {
-                let retired = self.retired.lock().await;
-                if *retired {
+                let mut shown = self.shown.lock().await;
+                if shown.retired {
                     return;
                 }
-                self.beat().await
+                self.beat(&mut shown).await
             };
             match beat {
                 Ok(Beat::Fenced) => continue,
@@ -219,7 +236,22 @@ impl Nodes {
         }
     }
 
-    async fn beat(&self) -> Result<Beat, EngineError> {
+    /// Says at once that this node lives: Redis may have forgotten it, and takes no connection of a node without a
+    /// lease. Whoever asks while another does so waits for that.
+    pub(super) async fn show(&self) -> Result<(), EngineError> {
+        let asked = Instant::now();
+        let mut shown = self.shown.lock().await;
+        if shown.retired {
+            return Err(EngineError::Unavailable("this node has retired".into()));
+        }
+        if shown.at.is_some_and(|at| at > asked) {
+            return Ok(());
+        }
+        self.beat(&mut shown).await.map(drop)
+    }
+
+    async fn beat(&self, shown: &mut Shown) -> Result<Beat, EngineError> {
+        let began = Instant::now();
         let incarnation = self.incarnation();
         let stat = serde_json::to_string(&*self.stat.lock()).unwrap_or_default();
         let lease = self.rhythm.lease.as_millis().to_string();
@@ -228,8 +260,9 @@ impl Nodes {
         let arguments = [incarnation.as_bytes(), lease.as_bytes(), stat.as_bytes()];
         let answer = script::LEASE.run(&mut link.connection(), &names, &arguments).await;
         let beat = heard(answer.map_err(|e| link.write_error(&e))?, &link.generation)?;
-        if matches!(beat, Beat::Fenced) {
-            self.lost(&incarnation);
+        match beat {
+            Beat::Fenced => self.lost(&incarnation),
+            Beat::Heard { .. } => shown.at = Some(began),
         }
         Ok(beat)
     }

@@ -46,54 +46,74 @@ pub(super) async fn registered(nodes: &Nodes, tenant: &TenantId) -> Result<Vec<C
     Ok(own.filter(|(of, _)| *of == tenant.as_str()).map(|(_, id)| ConnectionId::from(id)).collect())
 }
 
+/// What a node knows of its own connections of a tenant.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    /// Up to where it knows the log.
+    pub(super) at: Position,
+    pub(super) there: &'a [Registration],
+    pub(super) gone: &'a [ConnectionId],
+}
+
+/// What the register script answers.
+enum Registered {
+    /// `false`: memberships have changed since.
+    Exactly(bool),
+    /// The leases do not know this incarnation.
+    Unleased,
+    /// This incarnation is dead.
+    Fenced,
+}
+
 /// See [`Engine::register`](crate::engine::Engine::register).
 pub(super) async fn register(
     nodes: &Nodes,
     tenant: &TenantId,
-    at: Position,
-    there: &[Registration],
-    gone: &[ConnectionId],
+    known: Known<'_>,
     view: Option<&str>,
-) -> Result<(), EngineError> {
+) -> Result<bool, EngineError> {
     for _ in 0..ATTEMPTS_MAX {
         let incarnation = nodes.incarnation();
-        if register_as(nodes, &incarnation, tenant, at, there, gone, view).await? {
-            return Ok(());
+        match register_as(nodes, &incarnation, tenant, known, view).await? {
+            Registered::Exactly(exact) => return Ok(exact),
+            Registered::Unleased => nodes.show().await?,
+            Registered::Fenced => nodes.lost(&incarnation),
         }
-        nodes.lost(&incarnation);
     }
-    Err(EngineError::Unavailable("this node is counted as gone again and again".into()))
+    Err(EngineError::Unavailable("this node is counted as gone, or forgotten, again and again".into()))
 }
 
-/// `false`: this incarnation is dead.
 async fn register_as(
     nodes: &Nodes,
     incarnation: &str,
     tenant: &TenantId,
-    at: Position,
-    there: &[Registration],
-    gone: &[ConnectionId],
+    known: Known<'_>,
     view: Option<&str>,
-) -> Result<bool, EngineError> {
+) -> Result<Registered, EngineError> {
     let keys = TenantKeys::of(tenant);
-    let (partition, at) = (keys.partition().prefix(), at.to_string());
-    let pages = there.chunks(REGISTERED_AT_ONCE).map(|page| (page, &[][..]));
-    let pages = pages.chain(gone.chunks(REGISTERED_AT_ONCE).map(|page| (&[][..], page)));
+    let (partition, at) = (keys.partition().prefix(), known.at.to_string());
+    let pages = known.there.chunks(REGISTERED_AT_ONCE).map(|page| (page, &[][..]));
+    let pages = pages.chain(known.gone.chunks(REGISTERED_AT_ONCE).map(|page| (&[][..], page)));
+    let mut exact = true;
     for (there, gone) in pages {
         let gone: Vec<&str> = gone.iter().map(ConnectionId::as_str).collect();
         let there: Vec<Vec<&str>> = there.iter().map(words).collect();
-        let packed = rmp_serde::to_vec(&(there, gone, view)).map_err(|e| EngineError::Corrupt(e.to_string()))?;
+        let packed = rmp_serde::to_vec(&(there, gone, view, nodes.leases()));
+        let packed = packed.map_err(|e| EngineError::Corrupt(e.to_string()))?;
         let arguments =
             [keys.base().as_bytes(), partition.as_bytes(), incarnation.as_bytes(), at.as_bytes(), packed.as_slice()];
         let link = nodes.router.to_tenant(tenant).link().await?;
-        let answer = script::REGISTER.run(&mut link.connection(), &[&keys.log()], &arguments).await;
+        let names = [&*keys.log(), &*keys.meta()];
+        let answer = script::REGISTER.run(&mut link.connection(), &names, &arguments).await;
         match answer.map_err(|e| link.write_error(&e))? {
             Value::BulkString(word) if word == b"ok" => {}
-            Value::BulkString(word) if word == b"fenced" => return Ok(false),
+            Value::BulkString(word) if word == b"inexact" => exact = false,
+            Value::BulkString(word) if word == b"unleased" => return Ok(Registered::Unleased),
+            Value::BulkString(word) if word == b"fenced" => return Ok(Registered::Fenced),
             other => return Err(unexpected(&other)),
         }
     }
-    Ok(true)
+    Ok(Registered::Exactly(exact))
 }
 
 fn words(one: &Registration) -> Vec<&str> {

@@ -193,6 +193,11 @@ pub(super) struct Subscriptions {
 }
 
 impl Subscriptions {
+    /// Whoever listens to this channel reads the log: something else says that it may have been lost.
+    pub(super) fn look_again(&self, channel: &str) {
+        self.ears.mark_behind(std::iter::once(&channel.to_owned()));
+    }
+
     /// The handle, and the supervisor to be spawned: it ends when `stop` is cancelled.
     pub(super) fn supervised(
         dialer: Dialer,

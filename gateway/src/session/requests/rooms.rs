@@ -12,6 +12,7 @@ use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
 use crate::session::connection::applied;
+use crate::session::unless_fenced;
 
 /// Rooms that one `subscribe` names at most.
 const ROOMS_PER_REQUEST_MAX: usize = 100;
@@ -85,6 +86,12 @@ fn names(data: &Payload) -> Result<Vec<String>, Refusal> {
         return Err(invalid(format!("{} rooms named, from 1 to {ROOMS_PER_REQUEST_MAX} are possible", list.len())));
     }
     Ok(list)
+}
+
+/// The client hears of it by its connection's end, and comes back.
+fn taken_out() -> Refusal {
+    let refusal = Refusal::new("engine_unavailable", "the other nodes have counted this connection as gone");
+    Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..refusal }
 }
 
 impl Session {
@@ -221,7 +228,8 @@ impl Session {
         let mut rooms = session.rooms.clone();
         let input = Input::Join { who: &connection.client, wanted, resumed, session };
         let pipeline = tenant.pipeline.load_full();
-        let decided = tenant.decisions.run(&pipeline, input).await.map_err(crate::decision::Undecided::into_refusal)?;
+        let decided = unless_fenced(&self.outbox, tenant.decisions.run(&pipeline, input)).await;
+        let decided = decided.ok_or_else(taken_out)?.map_err(crate::decision::Undecided::into_refusal)?;
         rooms.extend(decided.joined.iter().cloned());
         if decided.memberships {
             self.connections[index].has_recorded(&rooms);
@@ -256,8 +264,8 @@ impl Session {
         record.rooms.retain(|room, _| !rooms.contains(room));
         let left = record.rooms.clone();
         let commit = Commit { effects, session: Some(record), ..Commit::new(CommitId::random()) };
-        let position =
-            tenant.decisions.commit_directly(commit).await.map_err(crate::decision::Undecided::into_refusal)?;
+        let position = unless_fenced(&self.outbox, tenant.decisions.commit_directly(commit)).await;
+        let position = position.ok_or_else(taken_out)?.map_err(crate::decision::Undecided::into_refusal)?;
         self.connections[index].has_recorded(&left);
         let decided = Decided { position, reply: None, memberships: true, joined: Vec::new(), refused: Vec::new() };
         applied(&self.gateway, tenant, &decided).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use postern::client::ConnectionId;
 use postern::commit::{Grant, Position, PresenceChange, SessionRecord, Who};
-use postern::engine::{Member, NodeStat, Range, Registration};
+use postern::engine::{EngineError, Member, NodeStat, Range, Registration};
 
 use super::*;
 
@@ -37,6 +37,12 @@ fn user(subject: &str) -> Who {
 }
 
 impl Tenant {
+    /// The commit is refused for want of this connection.
+    async fn assert_absent(&self, commit: Commit, connection: &str) {
+        let refused = self.engine.commit(&self.id, Arc::new(commit)).await;
+        assert!(matches!(&refused, Err(EngineError::Absent(id)) if id.as_str() == connection), "{refused:?}");
+    }
+
     async fn in_room(&self, name: &str, limit: usize) -> String {
         let members = self.engine.members(&self.id, &room(name), limit).await.unwrap();
         let member = |Member { subject, connection }: &Member| format!("{subject}/{connection}");
@@ -221,7 +227,7 @@ pub(crate) async fn what_a_node_registers_after_a_loss_is_there_again<F: Fixture
     let mut follower = acme.follow().await;
     let (at, there) = (follower.position, [registration("c1", "bob", &["flat:a1"]), registration("c2", "ann", &[])]);
     for _ in 0..2 {
-        acme.engine.register(&acme.id, at, &there, &[]).await.unwrap();
+        assert!(acme.engine.register(&acme.id, at, &there, &[]).await.unwrap());
         acme.assert_members("everyone", "ann/c2 bob/c1").await;
         acme.assert_members("user:bob", "bob/c1").await;
         acme.assert_members("flat:a1", "bob/c1").await;
@@ -246,12 +252,19 @@ pub(crate) async fn what_a_node_says_is_gone_is_gone_from_the_registry<F: Fixtur
     let at = acme.apply(join(connection("c1"), "flat:b2")).await;
     let stale = Position { seq: at.seq - 1, ..at };
     let there = [registration("c1", "bob", &["flat:a1"])];
-    acme.engine.register(&acme.id, stale, &there, &["c2".into()]).await.unwrap();
+    let exact = acme.engine.register(&acme.id, stale, &there, &["c2".into()]).await.unwrap();
+    assert!(!exact, "the node does not know of the last join yet");
     acme.assert_members("flat:a1", "bob/c1").await;
     acme.assert_members("flat:b2", "bob/c1").await;
-    acme.engine.register(&acme.id, at, &there, &[]).await.unwrap();
+    acme.apply(say("flat:a1", "which moves nobody")).await;
+    assert!(acme.engine.register(&acme.id, at, &there, &[]).await.unwrap());
     acme.assert_members("flat:b2", "").await;
+    acme.apply(gone("c1")).await;
+    assert!(!acme.engine.register(&acme.id, at, &there, &[]).await.unwrap(), "whoever has left may be back now");
     assert_eq!(acme.engine.registered(&acme.id).await.unwrap(), ["c1".into()]);
+    let now = acme.apply(nothing()).await;
+    assert!(acme.engine.register(&acme.id, now, &[], &["c1".into()]).await.unwrap());
+    assert_eq!(acme.engine.registered(&acme.id).await.unwrap(), []);
 }
 
 pub(crate) async fn a_node_that_reports_is_one_of_the_nodes<F: Fixture>() {
@@ -324,11 +337,55 @@ pub(crate) async fn a_connection_that_is_gone_does_not_write_the_session_of_its_
     let mut resumed = arrive("c2", "bob", "/");
     resumed.effects.extend(gone("c1").effects);
     acme.apply(Commit { session: successor.clone(), ..resumed }).await;
-    acme.apply(Commit { session: of("c1", &["flat:old"]), ..nothing() }).await;
+    acme.assert_absent(Commit { session: of("c1", &["flat:old"]), ..nothing() }, "c1").await;
     assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), successor);
     let last = of("c2", &["flat:last"]);
     acme.apply(Commit { session: last.clone(), ..gone("c2") }).await;
     assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), last, "it writes its own last word");
+}
+
+pub(crate) async fn a_commit_whose_session_has_no_connection_is_not_applied_until_it_is_there<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    let top = acme.apply(say("flat:a1", "before")).await;
+    let record = session("secret", &["flat:a1"], 60_000);
+    let timers = set_timer("t", 0, "1").timers;
+    let plain = Commit { session: Some(record.clone()), ..join(connection("c1"), "flat:a1") };
+    let durable = Commit { timers, ..write("k", value("1")) };
+    let durable =
+        Commit { id: CommitId::random(), effects: plain.effects.clone(), session: plain.session.clone(), ..durable };
+    for commit in [&plain, &durable, &durable] {
+        acme.assert_absent(commit.clone(), "c1").await;
+    }
+    assert_eq!(acme.apply(nothing()).await, top, "nothing is in the log");
+    assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), None);
+    assert_eq!((acme.text("k").await, acme.due().await), (None, Vec::new()));
+
+    acme.apply(arrive("c1", "bob", "/")).await;
+    for commit in [plain, durable] {
+        let position = acme.apply(commit.clone()).await;
+        acme.assert_members("flat:a1", "bob/c1").await;
+        assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), Some(record.clone()));
+        acme.apply(gone("c1")).await;
+        assert_eq!(acme.apply(commit).await, position, "what was done is answered as it was");
+        acme.apply(arrive("c1", "bob", "/")).await;
+    }
+    assert_eq!(acme.text("k").await.as_deref(), Some("1"));
+}
+
+pub(crate) async fn a_session_goes_on_when_its_connection_is_registered_again_after_a_loss<F: Fixture>() {
+    let mut fixture = F::start().await;
+    let record = session("secret", &["flat:a1"], 60_000);
+    let joins = Commit { session: Some(record.clone()), ..join(connection("c1"), "flat:a1") };
+    Tenant::of(fixture.engine(), acme()).apply(arrive("c1", "bob", "/")).await;
+    fixture.lose_log().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    let at = acme.follow().await.position;
+    acme.assert_absent(joins.clone(), "c1").await;
+    assert!(acme.engine.register(&acme.id, at, &[registration("c1", "bob", &[])], &[]).await.unwrap());
+    acme.apply(joins).await;
+    acme.assert_members("flat:a1", "bob/c1").await;
+    assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), Some(record));
 }
 
 pub(crate) async fn sessions_of_tenants_are_apart<F: Fixture>() {

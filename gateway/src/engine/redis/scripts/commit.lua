@@ -5,7 +5,8 @@
 --      kept (ms), 8 entries kept, 9 age kept (ms), 10 time between checkpoints (ms), 11 largest epoch that the
 --      node has seen, then the values that the changes name by number
 -- Answers {'committed', position}, {'conflict', key}, {'timer-gone'}, {'not-a-counter', key}, {'fenced'} when the
--- node's incarnation is dead, or {'absent'} when a connection is not there that must be.
+-- node's incarnation is dead, {'unleased'} when this Redis does not know it, or {'absent'} when a connection is not
+-- there that must be: the one that is asked for, or the one whose session record is to be written.
 --
 -- Keys that are not in KEYS are built from the prefixes, which carry the same hash tag.
 -- Redis does not undo what a script did before an error: so all checks come first, and what
@@ -29,14 +30,21 @@ local turns
 if changes then
   local reads, writes, fired = changes[1], changes[2], changes[6]
 
-  -- A node that was counted as gone registers nobody: what it had is being taken out.
+  -- A node that was counted as gone registers nobody: what it had is being taken out. One without a lease does not
+  -- either: if it died now, nobody would know that it was there.
+  local session, arrives = changes[5], false
   for i = 1, #changes[4] do
     if changes[4][i][1] == 'arrive' then
       if call('HEXISTS', ARGV[2] .. 'dead', changes[8]) == 1 then return {'fenced'} end
-      break
+      if changes[10] and not call('ZSCORE', changes[10], changes[8]) then return {'unleased'} end
+      if session and changes[4][i][2] == session[4] then arrives = true end
     end
   end
   if changes[7] and call('HEXISTS', base .. 'c', changes[7]) == 0 then return {'absent'} end
+
+  -- A connection that others took out has no say in the session any more. One that a loss took from the registry
+  -- has to be there again first: a join would be acknowledged, and not be in the record.
+  if session and not arrives and call('HEXISTS', base .. 'c', session[4]) == 0 then return {'absent'} end
 
   if fired then
     local held = call('HGET', ARGV[2] .. 'th', fired[1])
@@ -132,9 +140,6 @@ if changes then
     end
   end
 
-  -- A connection that others took out has no say in the session any more: its successor may have gone on with it.
-  local own_session = session and call('HEXISTS', base .. 'c', session[4]) == 1
-
   -- Presence.
 
   if #presence > 0 then
@@ -168,7 +173,7 @@ if changes then
     turns = people.changes()
   end
 
-  if session and (own_session or call('HEXISTS', base .. 'c', session[4]) == 1) then
+  if session then
     if session[3] > 0 then
       call('SET', base .. 's:' .. session[1], ARGV[11 + session[2]], 'PX', whole(session[3]))
     else
@@ -197,6 +202,7 @@ else
     position = call('XADD', log, epoch .. '-*', 'd', frame)
   end
   call('SPUBLISH', ARGV[3], position .. ' ' .. frame)
+  if changes and #changes[4] > 0 then call('HSET', meta, 'm', position) end
 
   -- `<ms>=<id>;` every now and then, to know later which id is how old.
   if not checkpointed or math.abs(now - checkpointed) >= tonumber(ARGV[10]) then

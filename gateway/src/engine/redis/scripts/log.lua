@@ -27,7 +27,8 @@ local function begin_epoch(log, meta, generation, seen, now)
   local top = top_of(log)
   if top then epoch = math.max(epoch, string.match(top, '^%d+') + 1) end
   epoch = whole(epoch)
-  redis.call('HSET', meta, 'e', epoch, 'g', generation)
+  -- `m`: where memberships changed last.
+  redis.call('HSET', meta, 'e', epoch, 'g', generation, 'm', epoch .. '-0')
   redis.call('XADD', log, epoch .. '-0', 'e', '')
   return epoch
 end

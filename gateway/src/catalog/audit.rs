@@ -1,0 +1,201 @@
+//! Who changed what, before and after, without secrets.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::record::{FORMAT, decode};
+use super::store::Draft;
+use super::{Actor, Catalog, CatalogError, PAGE_MAX, keys};
+use crate::client::random_id;
+use crate::commit::{Millis, now_ms};
+use crate::tenant::TenantId;
+
+/// How long audit records are kept, in milliseconds: 400 days.
+pub const AUDIT_KEPT_MS: Millis = 400 * 24 * 3_600_000;
+
+/// What stands where a secret was.
+const REDACTED: &str = "(secret)";
+
+/// Values under keys that contain one of these words are not shown.
+const SECRET_WORDS: [&str; 6] = ["secret", "token", "password", "private", "jwk", "pem"];
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// The format of whoever wrote it.
+    #[serde(default)]
+    pub format: u32,
+    /// Its place among the others: later ones come first in the order of texts.
+    pub id: String,
+    /// When.
+    pub at_ms: Millis,
+    /// The name of the token with which it was done, or of the part of the gateway that did it.
+    pub by: String,
+    /// Whose it is; `None`: the gateway's.
+    #[serde(default)]
+    pub tenant: Option<TenantId>,
+    /// What was done, for example `tenant.settings` or `rollout.start`.
+    pub what: String,
+    /// What it was done to: a plugin, a token.
+    #[serde(default)]
+    pub subject: String,
+    /// What has changed, as it was; `null`: it was not there.
+    #[serde(default)]
+    pub before: Value,
+    /// The same, as it is now; `null`: it is not there any more.
+    #[serde(default)]
+    pub after: Value,
+}
+
+/// A value without its secrets: texts under names that sound like one are replaced, however deep they are.
+pub fn redacted(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let members = members.iter().map(|(name, value)| {
+                let lower = name.to_ascii_lowercase();
+                // The name of a variable or of a file is no secret.
+                let named = lower.ends_with("_env") || lower.ends_with("_file");
+                let secret = !named && SECRET_WORDS.iter().any(|word| lower.contains(word));
+                match value {
+                    Value::String(_) | Value::Object(_) | Value::Array(_) if secret => (name.clone(), REDACTED.into()),
+                    value => (name.clone(), redacted(value)),
+                }
+            });
+            Value::Object(members.collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(redacted).collect()),
+        other => other.clone(),
+    }
+}
+
+/// Of two values what differs: of objects their differing members.
+fn difference(before: Value, after: Value) -> (Value, Value) {
+    match (before, after) {
+        (Value::Object(before), Value::Object(mut after)) => {
+            let (mut was, mut is) = (Map::new(), Map::new());
+            for (name, old) in before {
+                match after.remove(&name) {
+                    Some(new) if new == old => {}
+                    Some(new) => {
+                        let (old, new) = difference(old, new);
+                        was.insert(name.clone(), old);
+                        is.insert(name, new);
+                    }
+                    None => {
+                        was.insert(name, old);
+                    }
+                }
+            }
+            is.extend(after);
+            (Value::Object(was), Value::Object(is))
+        }
+        other => other,
+    }
+}
+
+/// What a record is to the audit log: no format, no times, no counters.
+fn told<T: Serialize>(record: Option<&T>) -> Value {
+    let mut value = record.and_then(|record| serde_json::to_value(record).ok()).unwrap_or(Value::Null);
+    if let Value::Object(members) = &mut value {
+        for name in ["format", "created_ms", "changed_ms", "revision"] {
+            members.remove(name);
+        }
+    }
+    value
+}
+
+/// The next id: each process's ids are in order; those of others by their clocks.
+fn next_id() -> String {
+    static LAST_US: AtomicU64 = AtomicU64::new(0);
+    let now_us = now_ms().saturating_mul(1_000);
+    let last = LAST_US.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now_us.max(last + 1)));
+    let us = now_us.max(last.unwrap_or_default() + 1);
+    let noise: String = random_id().chars().filter(char::is_ascii_alphanumeric).take(6).collect();
+    format!("{:016x}-{noise}", u64::MAX - us)
+}
+
+impl Draft<'_> {
+    /// Says what this change is, with what differs between `before` and `after`.
+    pub(super) fn audit<T: Serialize>(
+        &mut self,
+        by: &Actor,
+        tenant: Option<&TenantId>,
+        what: &str,
+        subject: &str,
+        before: Option<&T>,
+        after: Option<&T>,
+    ) -> Result<(), CatalogError> {
+        let (before, after) = difference(told(before), told(after));
+        let record = AuditRecord {
+            format: FORMAT,
+            id: next_id(),
+            at_ms: now_ms(),
+            by: by.name.clone(),
+            tenant: tenant.cloned(),
+            what: what.into(),
+            subject: subject.into(),
+            before: redacted(&before),
+            after: redacted(&after),
+        };
+        if let Some(tenant) = tenant {
+            self.put_bytes(keys::audit_of(tenant, &record.id), "{}".into(), Some(AUDIT_KEPT_MS));
+        }
+        self.put(keys::audit(&record.id), &record, Some(AUDIT_KEPT_MS))
+    }
+}
+
+impl Catalog {
+    /// What was changed, the latest first, of one tenant or of everything; after the record with the id `before`, at
+    /// most `limit` and [`PAGE_MAX`].
+    pub async fn audit(
+        &self,
+        tenant: Option<&TenantId>,
+        before: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<AuditRecord>, CatalogError> {
+        let prefix = tenant.map_or_else(|| keys::AUDIT.to_owned(), keys::audits_of);
+        let after = before.map(|id| format!("{prefix}{id}"));
+        let page = self.list(&prefix, after.as_deref(), limit.min(PAGE_MAX)).await?;
+        let ids = page.keys.iter().filter_map(|key| key.as_str().strip_prefix(&*prefix)).map(keys::audit);
+        let found = self.read(&ids.collect::<Vec<_>>()).await?;
+        found.into_iter().filter_map(|(key, value)| Some(decode(&key, &value?.value))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_what_differs_is_told_and_no_secret_is() {
+        let before =
+            json!({ "settings": { "relay": ["a"], "auth": { "keys": [{ "id": "k1", "secret": "s" }] } }, "same": 1 });
+        let after = json!({ "settings": { "relay": ["a"], "auth": { "keys": [{ "id": "k2", "secret": "t" }] } }, "same": 1, "new": 2 });
+        let (before, after) = difference(before, after);
+        assert_eq!(
+            redacted(&before),
+            json!({ "settings": { "auth": { "keys": [{ "id": "k1", "secret": "(secret)" }] } } })
+        );
+        assert_eq!(redacted(&after)["settings"]["auth"]["keys"][0], json!({ "id": "k2", "secret": "(secret)" }));
+        assert_eq!(after["new"], 2);
+    }
+
+    #[test]
+    fn names_of_variables_are_told_and_keys_however_written_are_not() {
+        let value = json!({ "backend_token": "x", "backend_token_env": "V", "jwk": { "k": "x" }, "pem": "x", "api_Secret": ["x"] });
+        let redacted = redacted(&value);
+        assert_eq!(redacted["backend_token_env"], "V");
+        for name in ["backend_token", "jwk", "pem", "api_Secret"] {
+            assert_eq!(redacted[name], REDACTED, "{name}");
+        }
+    }
+
+    #[test]
+    fn later_ids_come_first() {
+        let ids: Vec<_> = (0..100).map(|_| next_id()).collect();
+        assert!(ids.is_sorted_by(|a, b| a > b), "{ids:?}");
+    }
+}

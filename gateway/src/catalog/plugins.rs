@@ -1,0 +1,208 @@
+//! Plugins and their versions.
+
+use bytes::Bytes;
+use serde_json::Map;
+
+use super::store::{Draft, Tries};
+use super::tenants::touched;
+use super::{
+    Actor, Canary, Catalog, CatalogError, Changed, NewVersion, PLUGIN_NAME_BYTES_MAX, PLUGINS_MAX, PluginRecord,
+    TenantRecord, VERSIONS_KEPT_MAX, VersionRecord, keys,
+};
+use crate::commit::now_ms;
+use crate::config::{Mistakes, plugin_from_json, role_name};
+use crate::tenant::{Role, TenantId, is_name};
+
+/// Versions that are remembered as having run before.
+pub const PREVIOUS_KEPT_MAX: usize = 10;
+
+/// An uploaded version.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddedVersion {
+    /// Its record.
+    pub version: VersionRecord,
+    /// Was the same component there already? Then nothing was changed.
+    pub existed: bool,
+}
+
+/// A plugin about to be changed, with its tenant.
+pub(super) struct Found<'a> {
+    pub(super) draft: Draft<'a>,
+    pub(super) tenant: TenantRecord,
+    pub(super) plugin: Option<PluginRecord>,
+}
+
+impl Found<'_> {
+    /// Commits the plugin as it is to be, with the tenant's next revision. `false`: somebody else was faster.
+    pub(super) async fn commit(
+        mut self,
+        by: &Actor,
+        what: &str,
+        name: &str,
+        after: Option<&PluginRecord>,
+    ) -> Result<bool, CatalogError> {
+        let id = &self.tenant.name;
+        match after {
+            Some(after) => self.draft.put(keys::plugin(id, name), after, None)?,
+            None => self.draft.delete(keys::plugin(id, name)),
+        }
+        self.draft.put(keys::tenant(id), &touched(self.tenant.clone(), Some(&self.tenant)), None)?;
+        self.draft.audit(by, Some(id), what, name, self.plugin.as_ref(), after)?;
+        self.draft.tell(&Changed::Tenant { tenant: id.clone() });
+        self.draft.commit().await
+    }
+}
+
+impl Catalog {
+    /// A tenant's plugins, in their order.
+    pub async fn plugins(&self, tenant: &TenantId) -> Result<Vec<PluginRecord>, CatalogError> {
+        Ok(self.whole(tenant).await?.map(|(_, plugins)| plugins).unwrap_or_default())
+    }
+
+    /// One plugin.
+    pub async fn plugin(&self, tenant: &TenantId, name: &str) -> Result<Option<PluginRecord>, CatalogError> {
+        if !is_name(name, PLUGIN_NAME_BYTES_MAX) {
+            return Ok(None);
+        }
+        self.draft().get(keys::plugin(tenant, name)).await
+    }
+
+    pub(super) async fn find(&self, tenant: &TenantId, name: &str) -> Result<Found<'_>, CatalogError> {
+        self.writable(tenant)?;
+        if !is_name(name, PLUGIN_NAME_BYTES_MAX) {
+            let must = format!("a plugin's name is 1 to {PLUGIN_NAME_BYTES_MAX} of `a-z`, `0-9` and `-`, not {name:?}");
+            return Err(CatalogError::Invalid(vec![must]));
+        }
+        let mut draft = self.draft();
+        // All changes of a tenant's plugins rest on the tenant's revision: two of them never pass each other.
+        let found: Option<TenantRecord> = draft.get(keys::tenant(tenant)).await?;
+        let found = found.ok_or_else(|| CatalogError::NotFound { what: "tenant", name: tenant.to_string() })?;
+        let plugin = draft.get(keys::plugin(tenant, name)).await?;
+        Ok(Found { draft, tenant: found, plugin })
+    }
+
+    /// As [`change_tenant`](Catalog::change_tenant), for a plugin.
+    pub async fn change_plugin(
+        &self,
+        by: &Actor,
+        tenant: &TenantId,
+        name: &str,
+        what: &str,
+        change: impl Fn(Option<PluginRecord>) -> Result<Option<PluginRecord>, CatalogError>,
+    ) -> Result<Option<PluginRecord>, CatalogError> {
+        let mut tries = Tries::default();
+        loop {
+            tries.next().await?;
+            let found = self.find(tenant, name).await?;
+            let after = change(found.plugin.clone())?.map(|after| PluginRecord {
+                name: name.into(),
+                changed_ms: now_ms(),
+                ..after
+            });
+            if let Some(after) = &after {
+                self.fits(tenant, after).await?;
+            } else if found.plugin.is_none() {
+                return Ok(None);
+            }
+            if found.commit(by, what, name, after.as_ref()).await? {
+                return Ok(after);
+            }
+        }
+    }
+
+    /// Does a plugin go together with the tenant's others?
+    async fn fits(&self, tenant: &TenantId, plugin: &PluginRecord) -> Result<(), CatalogError> {
+        let mut mistakes = match plugin_from_json(&plugin.name, &plugin.document()) {
+            Ok(_) => Vec::new(),
+            Err(Mistakes(mistakes)) => mistakes.iter().map(ToString::to_string).collect(),
+        };
+        if let Some(Canary { share, .. }) = plugin.canary.filter(|canary| canary.share > super::SHARES) {
+            mistakes.push(format!("a canary's share is 0 to {} 10,000ths, not {share}", super::SHARES));
+        }
+        let others: Vec<_> =
+            self.plugins(tenant).await?.into_iter().filter(|other| other.name != plugin.name).collect();
+        if plugin.role != Role::Handler
+            && let Some(other) = others.iter().find(|other| other.role == plugin.role)
+        {
+            let role = role_name(plugin.role);
+            mistakes.push(format!("a tenant has at most one {role}, and {:?} is one", other.name));
+        }
+        if !mistakes.is_empty() {
+            return Err(CatalogError::Invalid(mistakes));
+        }
+        if others.len() >= PLUGINS_MAX {
+            return Err(CatalogError::Limit {
+                what: "plugins of the tenant",
+                value: others.len() + 1,
+                limit: PLUGINS_MAX,
+            });
+        }
+        Ok(())
+    }
+
+    /// Stores a component that was checked, and makes it a version of a plugin that there is. It becomes active only
+    /// by [`activate`](Catalog::activate). The same component again answers the version that there is.
+    pub async fn add_version(
+        &self,
+        by: &Actor,
+        tenant: &TenantId,
+        name: &str,
+        new: NewVersion,
+        bytes: Bytes,
+    ) -> Result<AddedVersion, CatalogError> {
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        // The record never names an artefact that is not there.
+        self.find(tenant, name).await?.plugin.ok_or_else(|| no_plugin(name))?;
+        self.engine().put_artifact(&new.digest, bytes).await?;
+        let mut tries = Tries::default();
+        loop {
+            tries.next().await?;
+            let found = self.find(tenant, name).await?;
+            let mut plugin = found.plugin.clone().ok_or_else(|| no_plugin(name))?;
+            let same = |version: &&VersionRecord| version.digest == new.digest && version.signature == new.signature;
+            if let Some(version) = plugin.versions.iter().find(same) {
+                return Ok(AddedVersion { version: version.clone(), existed: true });
+            }
+            let number = plugin.versions.iter().map(|version| version.version).max().unwrap_or(0) + 1;
+            let version = version_record(number, new.clone(), size, by);
+            plugin.versions.push(version.clone());
+            while plugin.versions.len() > VERSIONS_KEPT_MAX {
+                let droppable = |version: &VersionRecord| version.version != number && !plugin.needs(version.version);
+                let Some(index) = plugin.versions.iter().position(droppable) else { break };
+                let dropped = plugin.versions.remove(index).version;
+                plugin.previous.retain(|version| *version != dropped);
+            }
+            plugin.changed_ms = now_ms();
+            if found.commit(by, "plugin.version", name, Some(&plugin)).await? {
+                return Ok(AddedVersion { version, existed: false });
+            }
+        }
+    }
+
+    /// A version's component.
+    pub async fn component(&self, digest: &str) -> Result<Bytes, CatalogError> {
+        let found = self.engine().artifact(digest).await?;
+        found.ok_or_else(|| CatalogError::NotFound { what: "component", name: digest.into() })
+    }
+}
+
+fn version_record(number: u64, new: NewVersion, bytes: u64, by: &Actor) -> VersionRecord {
+    VersionRecord {
+        version: number,
+        digest: new.digest,
+        bytes,
+        described_name: new.described_name,
+        described_version: new.described_version,
+        events: new.events,
+        imports: new.imports,
+        exports: new.exports,
+        signature: new.signature,
+        uploaded_ms: now_ms(),
+        by: by.name.clone(),
+        more: Map::new(),
+    }
+}
+
+pub(super) fn no_plugin(name: &str) -> CatalogError {
+    CatalogError::NotFound { what: "plugin", name: name.into() }
+}

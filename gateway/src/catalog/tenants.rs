@@ -1,0 +1,142 @@
+//! Tenants: made, changed, deleted with their plugins.
+
+use serde_json::Value;
+
+use super::record::decode;
+use super::store::Tries;
+use super::{
+    Actor, Catalog, CatalogError, Changed, PAGE_MAX, PLUGINS_MAX, PluginRecord, TENANTS_MAX, TenantRecord, keys,
+};
+use crate::commit::{StateKey, now_ms};
+use crate::config::{Mistakes, tenant_from_json};
+use crate::tenant::TenantId;
+
+/// Some of the tenants.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TenantPage {
+    /// Those that can be read, by name.
+    pub tenants: Vec<TenantRecord>,
+    /// Those that cannot, with the reason: written by a later version, or damaged.
+    pub unreadable: Vec<(TenantId, String)>,
+    /// The name to go on after; `None`: there are no more.
+    pub next: Option<String>,
+}
+
+impl Catalog {
+    /// The tenants whose names come after `after`, at most `limit` and [`PAGE_MAX`].
+    pub async fn tenants(&self, after: Option<&str>, limit: usize) -> Result<TenantPage, CatalogError> {
+        let after = after.map(|name| format!("{}{name}", keys::TENANTS));
+        let page = self.list(keys::TENANTS, after.as_deref(), limit.clamp(1, PAGE_MAX)).await?;
+        let name_of = |key: &StateKey| key.as_str().strip_prefix(keys::TENANTS).map(str::to_owned);
+        let next = page.more.then(|| page.keys.last().and_then(name_of)).flatten();
+        let mut tenants = TenantPage { tenants: Vec::new(), unreadable: Vec::new(), next };
+        for (key, value) in self.read(&page.keys).await? {
+            let Some(value) = value else { continue };
+            match (decode(&key, &value.value), name_of(&key).and_then(|name| TenantId::parse(&name).ok())) {
+                (Ok(record), _) => tenants.tenants.push(record),
+                (Err(error), Some(id)) => tenants.unreadable.push((id, error.to_string())),
+                (Err(error), None) => return Err(error),
+            }
+        }
+        Ok(tenants)
+    }
+
+    /// A tenant; one that is written in a file is not found here.
+    pub async fn tenant(&self, id: &TenantId) -> Result<Option<TenantRecord>, CatalogError> {
+        self.draft().get(keys::tenant(id)).await
+    }
+
+    /// A tenant with all its plugins, as they were at one moment.
+    pub async fn whole(&self, id: &TenantId) -> Result<Option<(TenantRecord, Vec<PluginRecord>)>, CatalogError> {
+        let mut all = vec![keys::tenant(id)];
+        all.extend(self.list_all(&keys::plugins(id), "plugins of the tenant", PLUGINS_MAX).await?);
+        let mut found = self.read(&all).await?.into_iter().filter_map(|(key, value)| Some((key, value?)));
+        let Some((key, tenant)) = found.next().filter(|(key, _)| *key == all[0]) else { return Ok(None) };
+        let tenant = decode(&key, &tenant.value)?;
+        let mut plugins: Vec<PluginRecord> =
+            found.map(|(key, plugin)| decode(&key, &plugin.value)).collect::<Result<_, _>>()?;
+        plugins.sort_by(|a, b| (a.position, &a.name).cmp(&(b.position, &b.name)));
+        Ok(Some((tenant, plugins)))
+    }
+
+    /// Reads, changes, commits; again when somebody else was faster. `change` gets the tenant as it is and answers it
+    /// as it is to be, `None` for none: then its plugins go with it. Answers the tenant as it is now.
+    ///
+    /// `what` names the change in the audit log, for example `tenant.settings`.
+    pub async fn change_tenant(
+        &self,
+        by: &Actor,
+        id: &TenantId,
+        what: &str,
+        change: impl Fn(Option<TenantRecord>) -> Result<Option<TenantRecord>, CatalogError>,
+    ) -> Result<Option<TenantRecord>, CatalogError> {
+        self.writable(id)?;
+        let mut tries = Tries::default();
+        loop {
+            tries.next().await?;
+            let mut draft = self.draft();
+            let before: Option<TenantRecord> = draft.get(keys::tenant(id)).await?;
+            let after = match (change(before.clone())?, &before) {
+                (None, None) => return Ok(None),
+                (None, Some(_)) => {
+                    let plugins = self.list_all(&keys::plugins(id), "plugins of the tenant", PLUGINS_MAX).await?;
+                    plugins.into_iter().for_each(|key| draft.delete(key));
+                    draft.delete(keys::tenant(id));
+                    draft.add(StateKey::stored(keys::TENANT_COUNT), -1);
+                    None
+                }
+                (Some(wanted), before) => {
+                    if before.is_none() {
+                        self.room_for_a_tenant().await?;
+                        draft.add(StateKey::stored(keys::TENANT_COUNT), 1);
+                    }
+                    self.check_settings(id, &wanted, before.as_ref())?;
+                    let after = touched(TenantRecord { name: id.clone(), ..wanted }, before.as_ref());
+                    draft.put(keys::tenant(id), &after, None)?;
+                    Some(after)
+                }
+            };
+            draft.audit(by, Some(id), what, "", before.as_ref(), after.as_ref())?;
+            draft.tell(&Changed::Tenant { tenant: id.clone() });
+            if draft.commit().await? {
+                return Ok(after);
+            }
+        }
+    }
+
+    /// Settings that are as they were are not judged again: what a later version finds wrong with them must not hinder
+    /// whoever disables the tenant.
+    fn check_settings(
+        &self,
+        id: &TenantId,
+        wanted: &TenantRecord,
+        before: Option<&TenantRecord>,
+    ) -> Result<(), CatalogError> {
+        if before.is_some_and(|before| before.settings == wanted.settings) {
+            return Ok(());
+        }
+        match tenant_from_json(id, &Value::Object(wanted.settings.clone()), self.inner.demo) {
+            Ok(_) => Ok(()),
+            Err(Mistakes(mistakes)) => Err(CatalogError::Invalid(mistakes.iter().map(ToString::to_string).collect())),
+        }
+    }
+
+    /// About: tenants that are made at the same moment do not count each other.
+    async fn room_for_a_tenant(&self) -> Result<(), CatalogError> {
+        let key = StateKey::stored(keys::TENANT_COUNT);
+        let found = self.read(std::slice::from_ref(&key)).await?.pop().and_then(|(_, value)| value);
+        let count: usize =
+            found.and_then(|found| String::from_utf8_lossy(&found.value).parse().ok()).unwrap_or_default();
+        if count >= TENANTS_MAX {
+            return Err(CatalogError::Limit { what: "tenants", value: count + 1, limit: TENANTS_MAX });
+        }
+        Ok(())
+    }
+}
+
+/// The tenant with its next revision. One that is made anew goes on above whatever its name had before: by the clock.
+pub(super) fn touched(tenant: TenantRecord, before: Option<&TenantRecord>) -> TenantRecord {
+    let now = now_ms();
+    let (created_ms, revision) = before.map_or((now, now), |before| (before.created_ms, before.revision));
+    TenantRecord { created_ms, changed_ms: now, revision: revision + 1, ..tenant }
+}

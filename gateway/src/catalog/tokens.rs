@@ -1,0 +1,177 @@
+//! The admin API's tokens: only a digest of each is kept.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::record::{FORMAT, decode};
+use super::store::Tries;
+use super::{Actor, Catalog, CatalogError, Scope, keys};
+use crate::client::random_id;
+use crate::commit::{Millis, now_ms};
+use crate::tenant::TenantId;
+
+/// The most tokens that there are at a time.
+pub const TOKENS_MAX: usize = 1_000;
+
+/// The longest name of a token, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// What a token starts with, so that whoever finds one knows what it is.
+const PREFIX: &str = "postern_";
+
+/// How long a token's id is; what follows it is the secret.
+const ID_BYTES: usize = 20;
+
+/// A token, without what makes it one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// The format of whoever wrote it.
+    #[serde(default)]
+    pub format: u32,
+    /// Names it.
+    pub id: String,
+    /// What people call it; the audit log names it so.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// The only tenant that it may see.
+    #[serde(default)]
+    pub tenant: Option<TenantId>,
+    /// The SHA-256 of the token, in hexadecimal.
+    pub digest: String,
+    /// When it was made.
+    #[serde(default)]
+    pub created_ms: Millis,
+    /// When it ends by itself; `None`: never.
+    #[serde(default)]
+    pub expires_ms: Option<Millis>,
+    /// By whom it was made.
+    #[serde(default)]
+    pub by: String,
+    /// What a later version has added; kept as it is.
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+impl TokenRecord {
+    /// Whoever comes with it.
+    pub fn actor(&self) -> Actor {
+        Actor { name: self.name.clone(), scope: self.scope, tenant: self.tenant.clone() }
+    }
+}
+
+/// A token that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewToken {
+    /// What people call it: 1 to 64 bytes.
+    pub name: String,
+    /// What it may do.
+    pub scope: Scope,
+    /// The only tenant that it may see; none for an operator, one for everybody else.
+    pub tenant: Option<TenantId>,
+    /// When it ends by itself, in milliseconds since the Unix epoch.
+    pub expires_ms: Option<Millis>,
+}
+
+impl NewToken {
+    fn check(&self) -> Result<(), CatalogError> {
+        let mut mistakes = Vec::new();
+        if !(1..=NAME_BYTES_MAX).contains(&self.name.len()) || self.name.chars().any(char::is_control) {
+            mistakes.push(format!("name must have 1 to {NAME_BYTES_MAX} bytes, and no control characters"));
+        }
+        match (self.scope, &self.tenant) {
+            (Scope::Operator, Some(_)) => mistakes.push("an operator's token has no tenant".into()),
+            (Scope::TenantAdmin | Scope::TenantRead, None) => mistakes.push("tenant is missing".into()),
+            _ => {}
+        }
+        if self.expires_ms.is_some_and(|expires| expires <= now_ms()) {
+            mistakes.push("expires_ms lies in the past".into());
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(CatalogError::Invalid(mistakes)) }
+    }
+}
+
+impl Catalog {
+    /// All tokens, in no particular order; those that have ended are not there.
+    pub async fn tokens(&self) -> Result<Vec<TokenRecord>, CatalogError> {
+        let keys = self.list_all(keys::TOKENS, "tokens", TOKENS_MAX * 2).await?;
+        let found = self.read(&keys).await?;
+        found.into_iter().filter_map(|(key, value)| Some(decode(&key, &value?.value))).collect()
+    }
+
+    /// Makes a token. The text is shown once: nothing keeps it.
+    pub async fn create_token(&self, by: &Actor, new: NewToken) -> Result<(TokenRecord, String), CatalogError> {
+        new.check()?;
+        let count = self.tokens().await?.len();
+        if count >= TOKENS_MAX {
+            return Err(CatalogError::Limit { what: "tokens", value: count + 1, limit: TOKENS_MAX });
+        }
+        let id = random_id();
+        let text = format!("{PREFIX}{id}{}{}", random_id(), random_id());
+        let now = now_ms();
+        let record = TokenRecord {
+            format: FORMAT,
+            id: id.clone(),
+            name: new.name,
+            scope: new.scope,
+            tenant: new.tenant,
+            digest: digest(&text),
+            created_ms: now,
+            expires_ms: new.expires_ms,
+            by: by.name.clone(),
+            more: Map::new(),
+        };
+        let mut draft = self.draft();
+        let ttl_ms = record.expires_ms.map(|expires| expires.saturating_sub(now).max(1));
+        draft.put(keys::token(&id), &record, ttl_ms)?;
+        draft.audit(by, record.tenant.as_ref(), "token.create", &id, None, Some(&told(&record)))?;
+        draft.commit().await?;
+        Ok((record, text))
+    }
+
+    /// Ends a token, on all nodes at once.
+    pub async fn revoke_token(&self, by: &Actor, id: &str) -> Result<TokenRecord, CatalogError> {
+        let missing = || CatalogError::NotFound { what: "token", name: id.into() };
+        if !is_id(id) {
+            return Err(missing());
+        }
+        let mut tries = Tries::default();
+        loop {
+            tries.next().await?;
+            let mut draft = self.draft();
+            let record: TokenRecord = draft.get(keys::token(id)).await?.ok_or_else(missing)?;
+            draft.delete(keys::token(id));
+            draft.audit(by, record.tenant.as_ref(), "token.revoke", id, Some(&told(&record)), None)?;
+            if draft.commit().await? {
+                return Ok(record);
+            }
+        }
+    }
+
+    /// The token that this text is; `None`: it is none, or not any more.
+    pub async fn token_of(&self, text: &str) -> Result<Option<TokenRecord>, CatalogError> {
+        let Some(id) = text.strip_prefix(PREFIX).and_then(|rest| rest.get(..ID_BYTES)).filter(|id| is_id(id)) else {
+            return Ok(None);
+        };
+        let record: Option<TokenRecord> = self.draft().get(keys::token(id)).await?;
+        Ok(record.filter(|record| {
+            let alive = record.expires_ms.is_none_or(|expires| now_ms() < expires);
+            // Digests of secrets: where they differ tells nothing of the secret.
+            alive && record.digest == digest(text)
+        }))
+    }
+}
+
+/// What the audit log shows of a token.
+fn told(record: &TokenRecord) -> Value {
+    serde_json::json!({ "name": record.name, "scope": record.scope, "tenant": record.tenant, "expires_ms": record.expires_ms })
+}
+
+fn is_id(id: &str) -> bool {
+    id.len() == ID_BYTES && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
