@@ -92,7 +92,7 @@ fn breakers(gateway: &Gateway, id: &TenantId, name: &str) -> Vec<Value> {
         .map(|(plugin, breaker)| {
             json!({
                 "digest": plugin.digest,
-                "hook": breaker.hook.to_string(),
+                "hook": breaker.hook.name(),
                 "state": breaker.state.word(),
                 "calls": breaker.calls,
                 "failures": breaker.failures,
