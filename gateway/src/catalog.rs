@@ -14,6 +14,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::commit::Effect;
+use crate::config::Config;
 use crate::engine::{Engine, EngineError, Feed, Follower};
 use crate::room::Room;
 use crate::tenant::TenantId;
@@ -68,6 +69,8 @@ struct Inner {
     home: TenantId,
     /// Tenants that are written in files: nothing here changes them.
     files: HashMap<TenantId, PathBuf>,
+    /// Are weak secrets only warned of?
+    demo: bool,
 }
 
 /// What a token, or a part of the gateway, may do.
@@ -226,9 +229,17 @@ fn room() -> Room {
 }
 
 impl Catalog {
-    /// The catalog of an engine. `files`: the tenants that are written in files, and where.
-    pub fn new(engine: Arc<dyn Engine>, files: HashMap<TenantId, PathBuf>) -> Catalog {
-        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files }) }
+    /// The catalog of an engine. `files`: the tenants that are written in files, and where. `demo`: weak secrets of
+    /// tenants are no mistakes.
+    pub fn new(engine: Arc<dyn Engine>, files: HashMap<TenantId, PathBuf>, demo: bool) -> Catalog {
+        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files, demo }) }
+    }
+
+    /// The catalog of a gateway.
+    pub fn of(config: &Config, engine: Arc<dyn Engine>) -> Catalog {
+        let file = |id: &TenantId| config.tenants_dir.join(format!("{id}.toml"));
+        let files = config.tenants.iter().map(|tenant| (tenant.id.clone(), file(&tenant.id)));
+        Catalog::new(engine, files.collect(), config.demo)
     }
 
     /// Follows the changes from now on.

@@ -7,10 +7,15 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Flags;
 
+pub mod admin;
 pub mod check;
+mod output;
+pub mod plugin;
 pub mod plugin_build;
 pub mod plugin_new;
+pub mod remote;
 pub mod serve;
+pub mod tenant;
 pub mod token;
 
 /// The version of the plugins' contract, `wit/`.
@@ -32,6 +37,11 @@ Examples:
   postern token --tenant green-valley --sub alice --claim role=resident --claim 'flats=[\"A-101\"]'
   postern plugin new door-bell
   postern plugin build door-bell
+  postern tenant create acme --file acme.toml
+  postern plugin push door-bell door-bell/target/postern/door-bell.wasm --tenant acme --role handler --activate
+
+`tenant`, `admin` and most of `plugin` call the admin API of a gateway that runs: POSTERN_URL says where it is,
+POSTERN_ADMIN_TOKEN is the token.
 
 Exit codes: 0 done, 1 failed, 64 wrong arguments or settings.";
 
@@ -47,9 +57,15 @@ pub enum Command {
     /// Make a token for one of a tenant's clients, and print it.
     #[command(after_help = TOKEN_EXAMPLES)]
     Token(token::TokenArgs),
-    /// Build plugins.
+    /// Build plugins, and push them to a gateway that runs.
     #[command(subcommand, disable_help_subcommand = true)]
     Plugin(PluginCommand),
+    /// Tenants of a gateway that runs.
+    #[command(subcommand, disable_help_subcommand = true)]
+    Tenant(tenant::TenantCommand),
+    /// Tokens, audit log and nodes of a gateway that runs.
+    #[command(subcommand, disable_help_subcommand = true)]
+    Admin(admin::AdminCommand),
     /// Print the versions of the gateway and of the plugins' contract.
     #[command(after_help = "Example:\n  postern version")]
     Version,
@@ -155,6 +171,9 @@ Examples:
   postern plugin build plugins/* --out target/components
   postern plugin build my-plugin --json")]
     Build(PluginBuildArgs),
+    /// What calls a gateway that runs.
+    #[command(flatten)]
+    Remote(plugin::RemoteCommand),
 }
 
 /// What to begin, and where.

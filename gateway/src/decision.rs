@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::commit::{
@@ -75,7 +76,8 @@ pub enum Undecided {
     /// A plugin failed, or is not there.
     #[error("{}", .0.message)]
     Failed(Refusal),
-    /// Nobody's fault: a plugin asked to be tried again, too much waits, or commits kept changing what was read.
+    /// Not now: a plugin asked to be tried again or is not called for a while, too much waits, or commits kept
+    /// changing what was read.
     #[error("{}", .0.message)]
     Later(Refusal),
     /// The engine does not answer.
@@ -113,6 +115,10 @@ impl From<CallError> for Undecided {
             CallError::Fatal(message) => Undecided::Failed(Refusal::new("plugin_failed", message)),
             CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.to_string())),
             CallError::EngineUnavailable(message) => engine_unavailable(&message),
+            CallError::BreakerOpen { message, retry_after_ms } => Undecided::Later(Refusal {
+                retry_after_ms: Some(retry_after_ms),
+                ..Refusal::new("plugin_unavailable", message)
+            }),
         }
     }
 }
@@ -212,6 +218,8 @@ pub struct Decisions {
     pub engine: Arc<dyn Engine>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
+    /// A commit met a connection that is not registered.
+    absent: Arc<Notify>,
     backlog: Arc<Backlog>,
 }
 
@@ -223,6 +231,7 @@ impl Decisions {
             engine,
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
+            absent: Arc::default(),
             backlog,
         }
     }
@@ -392,6 +401,11 @@ impl Decisions {
         }
     }
 
+    /// Waits until a commit met a connection that is not registered: it was taken out, or its being there was lost.
+    pub async fn met_absent(&self) {
+        self.absent.notified().await;
+    }
+
     /// Writes a session's record. If its connection is not registered now, a `patient` one waits for that, as an input
     /// does.
     pub async fn record(&self, session: SessionRecord, patient: bool) -> Result<(), Undecided> {
@@ -460,7 +474,11 @@ impl Decisions {
                     tokio::time::sleep(UNAVAILABLE_REST).await;
                 }
                 // After a loss this node registers its connections again in a moment.
-                Err(EngineError::Absent(_)) if patient => {
+                Err(EngineError::Absent(id)) => {
+                    self.absent.notify_one();
+                    if !patient {
+                        return Err(engine_unavailable(&EngineError::Absent(id).to_string()));
+                    }
                     outage.registering().await.map_err(Undecided::Engine)?;
                 }
                 Err(EngineError::NotACounter(key)) => {

@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use crate::catalog::Catalog;
 use crate::client::{ConnectionId, random_id};
 use crate::commit::Position;
 use crate::config::Config;
@@ -25,6 +26,7 @@ use crate::engine::{Engine, EngineError, Health};
 use crate::key_sets::{KeySets, same_keys};
 use crate::limits::UserRates;
 use crate::session::NAMESPACES_MAX;
+use crate::tail::Tail;
 use crate::tenant::{KeySetSource, Tenant, TenantId, VerifyingKey};
 pub use snapshots::Snapshots;
 
@@ -34,6 +36,10 @@ pub struct Gateway {
     pub config: Config,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
+    /// What the admin API keeps.
+    pub catalog: Catalog,
+    /// Who looks at log lines, on this node and on others.
+    pub tail: Tail,
     /// Where plugins run.
     pub host: Arc<Host>,
     /// What waits for the engine.
@@ -86,7 +92,9 @@ impl Gateway {
     pub fn new(config: Config, engine: Arc<dyn Engine>, host: Arc<Host>, tasks: Tasks) -> Gateway {
         Gateway {
             connections: Slots::new(config.max_connections),
+            catalog: Catalog::of(&config, engine.clone()),
             config,
+            tail: Tail::default(),
             engine,
             host,
             backlog: Backlog::of_node(),

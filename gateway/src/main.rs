@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser as _;
 use postern::cli::{Cli, Command, Failure, PluginBuildArgs, PluginCommand, PluginNewArgs};
-use postern::cli::{check, plugin_build, plugin_new, serve, token};
+use postern::cli::{admin, check, plugin, plugin_build, plugin_new, serve, tenant, token};
 use postern::config::{self, ProcessEnvironment};
 
 /// `EX_USAGE` of sysexits.h: wrong arguments or settings.
@@ -26,6 +26,9 @@ fn main() -> ExitCode {
         Command::Token(args) => token(&args),
         Command::Plugin(PluginCommand::New(args)) => plugin_new(&args),
         Command::Plugin(PluginCommand::Build(args)) => plugin_build(&args),
+        Command::Plugin(PluginCommand::Remote(command)) => plugin::run(&command, &ProcessEnvironment),
+        Command::Tenant(command) => tenant::run(&command, &ProcessEnvironment),
+        Command::Admin(command) => admin::run(&command, &ProcessEnvironment),
         Command::Version => {
             println!("postern {}\npostern:plugin {}", env!("CARGO_PKG_VERSION"), postern::cli::CONTRACT_VERSION);
             Ok(())

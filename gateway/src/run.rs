@@ -20,7 +20,7 @@ use crate::engine::redis;
 use crate::gateway::{Gateway, LiveTenant};
 use crate::http::{Http, welcome};
 use crate::tenant::Tenant;
-use crate::{key_sets, presence, telemetry, timers};
+use crate::{key_sets, presence, tail, telemetry, timers};
 
 /// How long the last tasks may take after the clients are gone.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -112,6 +112,7 @@ pub async fn run(
     tasks.spawn(timers::run(gateway.clone()));
     tasks.spawn(key_sets::run(gateway.clone()));
     tasks.spawn(presence::run(gateway.clone()));
+    tasks.spawn(tail::run(gateway.clone()));
     tasks.spawn(upkeep(gateway.clone()));
     let address =
         listener.local_addr().map_err(|error| StartError::Listen { address: gateway.config.listen, error })?;

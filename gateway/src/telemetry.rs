@@ -44,6 +44,7 @@ fn describe() {
     );
     describe_histogram!("resume_seconds", "From a client's coming back to the answer, what it missed included");
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
+    describe_counter!("admin_requests_total", "Calls of the admin API, by route and status");
     describe_redis();
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");
@@ -68,6 +69,8 @@ fn describe() {
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
+    describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
 }

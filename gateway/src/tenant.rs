@@ -351,6 +351,34 @@ pub struct CallLimits {
     pub waiting_calls: usize,
     /// Attempts at one input when its reads conflict with other commits.
     pub attempts: u32,
+    /// Computing time of all calls of the tenant on one node, in milliseconds a second: 1,000 is one core. Beyond it
+    /// calls are slowed down, not ended. 0: unlimited.
+    pub cpu_ms_per_second: u32,
+    /// Log lines of all calls of the tenant on one node, a minute; more are dropped, and that is told.
+    pub log_lines_per_minute: PerMinute,
+    /// When a hook of a plugin that keeps failing is not called any more.
+    pub breaker: BreakerLimits,
+}
+
+/// When a circuit breaker opens and how long it rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerLimits {
+    /// It opens when so many of a hundred calls in the window failed. 0: never.
+    pub failure_percent: u32,
+    /// Not before so many calls in the window.
+    pub calls_min: u32,
+    /// The window, in milliseconds.
+    pub window_ms: u32,
+    /// How long it rests before one call is tried, in milliseconds; doubled when that fails.
+    pub rest_ms: u32,
+    /// The longest rest, in milliseconds.
+    pub rest_max_ms: u32,
+}
+
+impl Default for BreakerLimits {
+    fn default() -> Self {
+        BreakerLimits { failure_percent: 50, calls_min: 20, window_ms: 10_000, rest_ms: 1_000, rest_max_ms: 30_000 }
+    }
 }
 
 impl Default for CallLimits {
@@ -370,6 +398,9 @@ impl Default for CallLimits {
             concurrent_calls: 64,
             waiting_calls: 1_024,
             attempts: 8,
+            cpu_ms_per_second: 1_000,
+            log_lines_per_minute: NonZeroU32::new(600),
+            breaker: BreakerLimits::default(),
         }
     }
 }

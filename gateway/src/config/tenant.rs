@@ -241,7 +241,7 @@ pub fn role_name(role: Role) -> &'static str {
 }
 
 /// One `[[plugins]]`.
-fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<PluginSettings> {
+pub(super) fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<PluginSettings> {
     let mut required = |key: &'static str, report: &mut Report| {
         let value = given.get(key);
         if value.is_none() {

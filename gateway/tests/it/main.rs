@@ -4,6 +4,7 @@
 mod support;
 
 // The parts.
+mod catalog;
 mod contract;
 mod embedded;
 mod engine_suite;

@@ -1,0 +1,3 @@
+//! What the admin API keeps: on both engines alike, and on every node.
+
+mod store;
