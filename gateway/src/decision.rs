@@ -185,6 +185,17 @@ pub struct Returning<'a> {
 }
 
 impl Input<'_> {
+    /// Whose it is; a timer is nobody's.
+    fn subject(&self) -> Option<&str> {
+        match self {
+            Input::Connect { who, .. } | Input::Join { who, .. } | Input::Connected { who, .. } => {
+                Some(&who.identity.subject)
+            }
+            Input::Event { event, .. } => event.sender.as_ref().map(|sender| &*sender.identity.subject),
+            Input::Timer(_) => None,
+        }
+    }
+
     /// About what it holds in memory while it waits.
     fn bytes(&self) -> usize {
         const OVERHEAD: usize = 1_024;
@@ -252,6 +263,7 @@ impl Decisions {
         let id = CommitId::random();
         let now = now_ms();
         let limits = self.limits.load_full();
+        let pipeline = &*pipeline.of_user(input.subject());
         let mut turn = None;
         let mut outage = self.outage(input.bytes());
         let mut attempt = 0;

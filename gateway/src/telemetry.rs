@@ -71,8 +71,19 @@ fn describe() {
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
     describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
     describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
+    describe_catalog();
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
+}
+
+/// What following the catalog tells.
+fn describe_catalog() {
+    describe_gauge!(
+        "catalog_troubled_tenants",
+        "Tenants of the catalog that this node cannot serve altogether as they are written"
+    );
+    describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
+    describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
 }
 
 /// What the Redis engine tells of its connections.
