@@ -23,7 +23,7 @@ mod tenant;
 #[cfg(test)]
 mod tests;
 
-pub use document::{DOCUMENT_BYTES_MAX, tenant_from_json, without_secrets};
+pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json, without_secrets};
 use source::{Document, Given, Report, Section, read_text};
 pub use source::{Mistake, Mistakes, Place};
 pub use tenant::role_name;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::TcpListener;
 
+use crate::catalog::CatalogFollower;
 use crate::config::{Config, Durability};
 use crate::connection::server;
 use crate::decision::pipeline::Pipeline;
@@ -20,7 +21,7 @@ use crate::engine::redis;
 use crate::gateway::{Gateway, LiveTenant};
 use crate::http::{Http, welcome};
 use crate::tenant::Tenant;
-use crate::{presence, telemetry, timers};
+use crate::{key_sets, presence, tail, telemetry, timers};
 
 /// How long the last tasks may take after the clients are gone.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,11 +107,16 @@ pub async fn run(
     let host = Host::new(settings).map_err(|error| StartError::Host(error.to_string()))?;
     let gateway = Arc::new(Gateway::new(config, engine, host, tasks.clone()));
     load_tenants(&gateway).await?;
+    let catalog = CatalogFollower::start(gateway.clone());
+    let catalog = catalog.await.map_err(|error| StartError::Engine(format!("the catalog cannot be read: {error}")))?;
     for warning in &gateway.config.warnings {
         tracing::warn!("{warning}");
     }
+    tasks.spawn(catalog.run());
     tasks.spawn(timers::run(gateway.clone()));
+    tasks.spawn(key_sets::run(gateway.clone()));
     tasks.spawn(presence::run(gateway.clone()));
+    tasks.spawn(tail::run(gateway.clone()));
     tasks.spawn(upkeep(gateway.clone()));
     let address =
         listener.local_addr().map_err(|error| StartError::Listen { address: gateway.config.listen, error })?;

@@ -1,11 +1,14 @@
 //! Tenants: made, changed, deleted with their plugins.
 
+use serde_json::Value;
+
 use super::record::decode;
 use super::store::Tries;
 use super::{
     Actor, Catalog, CatalogError, Changed, PAGE_MAX, PLUGINS_MAX, PluginRecord, TENANTS_MAX, TenantRecord, keys,
 };
 use crate::commit::{StateKey, now_ms};
+use crate::config::{Mistakes, tenant_from_json};
 use crate::tenant::TenantId;
 
 /// Some of the tenants.
@@ -87,6 +90,7 @@ impl Catalog {
                         self.room_for_a_tenant().await?;
                         draft.add(StateKey::stored(keys::TENANT_COUNT), 1);
                     }
+                    self.check_settings(id, &wanted, before.as_ref())?;
                     let after = touched(TenantRecord { name: id.clone(), ..wanted }, before.as_ref());
                     draft.put(keys::tenant(id), &after, None)?;
                     Some(after)
@@ -97,6 +101,23 @@ impl Catalog {
             if draft.commit().await? {
                 return Ok(after);
             }
+        }
+    }
+
+    /// Settings that are as they were are not judged again: what a later version finds wrong with them must not hinder
+    /// whoever disables the tenant.
+    fn check_settings(
+        &self,
+        id: &TenantId,
+        wanted: &TenantRecord,
+        before: Option<&TenantRecord>,
+    ) -> Result<(), CatalogError> {
+        if before.is_some_and(|before| before.settings == wanted.settings) {
+            return Ok(());
+        }
+        match tenant_from_json(id, &Value::Object(wanted.settings.clone()), self.inner.demo) {
+            Ok(_) => Ok(()),
+            Err(Mistakes(mistakes)) => Err(CatalogError::Invalid(mistakes.iter().map(ToString::to_string).collect())),
         }
     }
 

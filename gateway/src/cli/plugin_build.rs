@@ -14,6 +14,7 @@ use wit_component::ComponentEncoder;
 pub use toolchain::Toolchain;
 
 pub mod contract;
+pub mod headroom;
 mod run;
 mod toolchain;
 
@@ -308,7 +309,8 @@ fn encode(name: &str, core: &[u8]) -> Result<Vec<u8>, BuildError> {
         BuildError::NotAComponent { name: name.to_owned(), why: format!("{error}{advice}") }
     };
     let encoder = ComponentEncoder::default().validate(true);
-    let mut encoder = encoder.module(core).map_err(|error| not_a_component(format!("{error:#}")))?;
+    let core = headroom::with_headroom(core);
+    let mut encoder = encoder.module(&core).map_err(|error| not_a_component(format!("{error:#}")))?;
     encoder.encode().map_err(|error| not_a_component(format!("{error:#}")))
 }
 
@@ -316,6 +318,7 @@ fn encode(name: &str, core: &[u8]) -> Result<Vec<u8>, BuildError> {
 fn made_of(core: &[u8]) -> String {
     let mut digest = Sha256::new();
     digest.update(env!("CARGO_PKG_VERSION"));
+    digest.update(include_str!("plugin_build/headroom.rs"));
     for (_, text) in contract::FILES {
         digest.update(text);
     }

@@ -94,6 +94,7 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
     let mut history_on_join = 0;
     given.integer("history_on_join", 0..=HISTORY_ON_JOIN_MAX, &mut history_on_join, report);
     let socketio_recovery = given.get("socketio_recovery").and_then(|given| given.boolean(report)).unwrap_or(false);
+    let authenticated_event = given.get("authenticated_event").and_then(|given| given.boolean(report)).unwrap_or(false);
     let presence_events = presence_events(given.strings("presence_events", report), report);
     let presence_grace =
         given.get("presence_grace_ms").and_then(|grace| grace.millis(0..=PRESENCE_GRACE_MS_MAX, report));
@@ -117,6 +118,7 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
         hosts,
         history_on_join,
         socketio_recovery,
+        authenticated_event,
         presence_events,
         presence_grace,
         backend_token,
@@ -239,7 +241,7 @@ pub fn role_name(role: Role) -> &'static str {
 }
 
 /// One `[[plugins]]`.
-fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<PluginSettings> {
+pub(super) fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<PluginSettings> {
     let mut required = |key: &'static str, report: &mut Report| {
         let value = given.get(key);
         if value.is_none() {

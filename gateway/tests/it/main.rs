@@ -4,6 +4,7 @@
 mod support;
 
 // The parts.
+mod catalog;
 mod contract;
 mod embedded;
 mod engine_suite;
@@ -16,14 +17,17 @@ mod redis_sentinel;
 mod redis_tls;
 
 // The whole, as its users meet it.
+mod admin;
 mod approvals;
 mod cli;
 mod cluster;
 mod connect;
 mod demo;
 mod deploy;
+mod first_plugin;
 mod habits;
 mod harm;
+mod hostile;
 mod http;
 mod limits;
 mod outage;
@@ -33,6 +37,7 @@ mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;
+mod tokens;
 
 // What each part must not know.
 mod tidy;

@@ -11,6 +11,8 @@ use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
 
 use super::bindings::{Answer, EXPORTABLE, IMPORTABLE, Input, Links};
+use super::breaker::Breakers;
+use super::calls::OUT_OF_STEP;
 use super::failure::{CallError, FailureKind, Hook, MESSAGE_BYTES_MAX, tame};
 use super::host::Call;
 use super::instance::Prepared;
@@ -126,6 +128,7 @@ impl Host {
         let (prepared, digest) = self.compile(component, limits.memory_bytes).await?;
         let exports = exports(&prepared.links);
         fits(settings.role, exports)?;
+        let share = self.share(tenant);
         let mut plugin = Plugin {
             name: settings.name.clone(),
             tenant: tenant.clone(),
@@ -140,7 +143,9 @@ impl Host {
             },
             settings: Arc::new(settings.settings.clone()),
             prepared: Arc::new(prepared),
-            admission: self.admission(tenant, limits),
+            admission: share.admission(limits),
+            share,
+            breakers: Breakers::new(),
             metering: Metering::new(tenant.as_str(), &settings.name),
             host: self.clone(),
         };
@@ -187,9 +192,12 @@ impl Plugin {
     /// Asks the component what it is, in an instance that can do nothing else.
     async fn describe(&self, limits: &CallLimits) -> Result<Description, LoadError> {
         let mut tx = Transaction::without_engine(self.tenant.clone(), Arc::new(limits.clone()));
-        match self.call(&mut tx, Hook::Describe, &ROOT_NAMESPACE.into(), Input::Describe).await {
-            Ok(Answer::Info(info)) => description(&info),
-            Ok(_) => Err(LoadError::Trial(self.out_of_step(Hook::Describe))),
+        let info = |answer, _: &CallLimits| match answer {
+            Answer::Info(info) => Ok(info),
+            _ => Err(OUT_OF_STEP.into()),
+        };
+        match self.call(&mut tx, Hook::Describe, &ROOT_NAMESPACE.into(), Input::Describe, info).await {
+            Ok(info) => description(&info),
             Err(CallError::Failed(failure)) if failure.kind == FailureKind::BadAnswer => {
                 Err(LoadError::Contract(failure.message))
             }
