@@ -121,7 +121,7 @@ pub struct Host {
     gate: Arc<Gate>,
     pool: Arc<Semaphore>,
     compilations: Arc<Semaphore>,
-    tenants: Mutex<HashMap<TenantId, Weak<Share>>>,
+    tenants: Mutex<Tenants>,
     breaker_changes: broadcast::Sender<BreakerChange>,
 }
 
@@ -151,7 +151,7 @@ impl Host {
             gate: Gate::new(threads),
             pool: Arc::new(Semaphore::new(settings.instances as usize)),
             compilations: Arc::new(Semaphore::new(settings.compilations.max(1))),
-            tenants: Mutex::new(HashMap::new()),
+            tenants: Mutex::default(),
             breaker_changes: broadcast::Sender::new(BREAKER_CHANGES_KEPT),
             settings,
         }))
@@ -169,12 +169,12 @@ impl Host {
     /// What the plugins of a tenant share: the same as long as one of them lives.
     fn share(&self, tenant: &TenantId) -> Arc<Share> {
         let mut tenants = self.tenants.lock();
-        if let Some(share) = tenants.get(tenant).and_then(Weak::upgrade) {
+        if let Some(share) = tenants.shares.get(tenant).and_then(Weak::upgrade) {
             return share;
         }
-        tenants.retain(|_, share| share.strong_count() > 0);
-        let share = Share::new();
-        tenants.insert(tenant.clone(), Arc::downgrade(&share));
+        tenants.shares.retain(|_, share| share.strong_count() > 0);
+        let share = Share::new(tenants.journal(tenant));
+        tenants.shares.insert(tenant.clone(), Arc::downgrade(&share));
         share
     }
 
@@ -183,14 +183,34 @@ impl Host {
         self.settings.component_bytes_max
     }
 
-    /// The latest log lines and failures of a tenant's plugins on this node.
+    /// The latest log lines and failures of a tenant's plugins on this node. It is kept while the tenant has plugins or
+    /// somebody holds it.
     pub fn journal(&self, tenant: &TenantId) -> Arc<Journal> {
-        self.share(tenant).journal.clone()
+        self.tenants.lock().journal(tenant)
     }
 
     /// Tells when a breaker of any plugin opens, tries a call or closes, from now on.
     pub fn breaker_changes(&self) -> broadcast::Receiver<BreakerChange> {
         self.breaker_changes.subscribe()
+    }
+}
+
+/// What tenants have here, as long as somebody uses it.
+#[derive(Default)]
+struct Tenants {
+    shares: HashMap<TenantId, Weak<Share>>,
+    journals: HashMap<TenantId, Weak<Journal>>,
+}
+
+impl Tenants {
+    fn journal(&mut self, tenant: &TenantId) -> Arc<Journal> {
+        if let Some(journal) = self.journals.get(tenant).and_then(Weak::upgrade) {
+            return journal;
+        }
+        self.journals.retain(|_, journal| journal.strong_count() > 0);
+        let journal = Journal::new();
+        self.journals.insert(tenant.clone(), Arc::downgrade(&journal));
+        journal
     }
 }
 

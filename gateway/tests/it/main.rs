@@ -17,6 +17,7 @@ mod redis_sentinel;
 mod redis_tls;
 
 // The whole, as its users meet it.
+mod admin;
 mod approvals;
 mod cli;
 mod cluster;
@@ -24,7 +25,9 @@ mod connect;
 mod demo;
 mod deploy;
 mod first_plugin;
+mod habits;
 mod harm;
+mod hostile;
 mod http;
 mod limits;
 mod outage;

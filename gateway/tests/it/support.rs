@@ -5,6 +5,7 @@
 
 pub(crate) mod balancer;
 pub(crate) mod clients;
+pub(crate) mod hand_made;
 pub(crate) mod key_server;
 pub(crate) mod node;
 pub(crate) mod proxy;

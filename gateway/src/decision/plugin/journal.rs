@@ -64,7 +64,8 @@ impl JournalKind {
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalEntry {
-    /// Counts from 1 on this node, without holes.
+    /// Grows by one on this node. It begins with the time at which the journal was made, in microseconds since the
+    /// Unix epoch, so that a later journal of the tenant goes on beyond an earlier one.
     pub seq: u64,
     /// When.
     pub at_ms: Millis,
@@ -99,7 +100,7 @@ pub struct Journal {
     lines: Mutex<Rate>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ring {
     entries: VecDeque<Arc<JournalEntry>>,
     bytes: usize,
@@ -130,7 +131,9 @@ pub(super) enum Leave {
 impl Journal {
     pub(super) fn new() -> Arc<Journal> {
         let rate = Rate { per_minute: None, bucket: Bucket::new(None, Instant::now()), dropped: 0 };
-        Arc::new(Journal { ring: Mutex::default(), latest: watch::Sender::new(0), lines: Mutex::new(rate) })
+        let seq = now_ms().saturating_mul(1_000);
+        let ring = Mutex::new(Ring { entries: VecDeque::new(), bytes: 0, seq });
+        Arc::new(Journal { ring, latest: watch::Sender::new(seq), lines: Mutex::new(rate) })
     }
 
     /// Asks whether the tenant may write another line this minute.

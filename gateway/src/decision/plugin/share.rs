@@ -18,9 +18,9 @@ pub(super) struct Share {
 }
 
 impl Share {
-    pub(super) fn new() -> Arc<Share> {
+    pub(super) fn new(journal: Arc<Journal>) -> Arc<Share> {
         let admission = Mutex::new(Arc::new(Admission::new(CallLimits::default().concurrent_calls)));
-        Arc::new(Share { admission, budget: Budget::new(), journal: Journal::new() })
+        Arc::new(Share { admission, budget: Budget::new(), journal })
     }
 
     /// The line of the tenant's calls: one for all its plugins, as long as the limit stays.
