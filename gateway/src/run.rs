@@ -103,7 +103,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let tasks = Tasks::new();
-    let settings = HostSettings { threads: config.decision_threads.get(), ..HostSettings::default() };
+    let settings = HostSettings { threads: config.decision_threads.get(), ..config.plugins.clone() };
     let host = Host::new(settings).map_err(|error| StartError::Host(error.to_string()))?;
     let gateway = Arc::new(Gateway::new(config, engine, host, tasks.clone()));
     load_tenants(&gateway).await?;

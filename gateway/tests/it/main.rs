@@ -28,6 +28,7 @@ mod first_plugin;
 mod habits;
 mod harm;
 mod hostile;
+mod hostile_uploads;
 mod http;
 mod limits;
 mod outage;

@@ -110,6 +110,8 @@ pub(super) struct Flood;
 pub(super) struct Prepared {
     pub(super) pre: InstancePre<Call>,
     pub(super) links: Links,
+    /// The largest memory that it starts with, in bytes.
+    pub(super) memory_bytes: u64,
 }
 
 /// Runs one call in an instance of its own. Belongs on the decision runtime. The instance is gone
