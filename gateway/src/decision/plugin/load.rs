@@ -18,10 +18,11 @@ use super::host::Call;
 use super::instance::Prepared;
 use super::metering::Metering;
 use super::transaction::Transaction;
+use super::warm::WarmPool;
 use super::{Description, Exports, Host, Plugin};
 use crate::event::EVENT_NAME_BYTES_MAX;
 use crate::room::ROOT_NAMESPACE;
-use crate::tenant::{CallLimits, Pattern, PluginSettings, Role, TenantId};
+use crate::tenant::{CallLimits, Instances, Pattern, PluginSettings, Role, TenantId};
 
 /// The package of the contract; its version is checked by its types.
 const PACKAGE: &str = "postern:plugin/";
@@ -146,6 +147,11 @@ impl Host {
             admission: share.admission(limits),
             share,
             breakers: Breakers::new(),
+            warm: match settings.instances {
+                Instances::Fresh => None,
+                Instances::Warm(limits) => Some(Arc::new(WarmPool::new(limits, &self.idle))),
+            },
+            account: self.account(tenant, &settings.name),
             metering: Metering::new(tenant.as_str(), &settings.name),
             host: self.clone(),
         };
