@@ -7,10 +7,11 @@
 //!
 //! A record that a later version of the gateway wrote is refused ([`CatalogError::Later`]), never guessed at.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::commit::Effect;
@@ -20,6 +21,7 @@ use crate::room::Room;
 use crate::tenant::TenantId;
 
 mod audit;
+mod follower;
 mod keys;
 mod plugins;
 mod record;
@@ -30,6 +32,7 @@ mod tokens;
 mod usage;
 
 pub use audit::{AUDIT_KEPT_MS, AuditRecord, redacted};
+pub use follower::CatalogFollower;
 pub use plugins::{AddedVersion, PREVIOUS_KEPT_MAX};
 pub use record::{
     Canary, Ended, FORMAT, NewVersion, PluginRecord, RECORD_BYTES_MAX, ReadyRecord, Rollout, SHARES, Signature,
@@ -71,6 +74,8 @@ struct Inner {
     files: HashMap<TenantId, PathBuf>,
     /// Are weak secrets only warned of?
     demo: bool,
+    /// What this node cannot serve as it is written.
+    troubles: Mutex<BTreeMap<TenantId, Vec<String>>>,
 }
 
 /// What a token, or a part of the gateway, may do.
@@ -232,7 +237,8 @@ impl Catalog {
     /// The catalog of an engine. `files`: the tenants that are written in files, and where. `demo`: weak secrets of
     /// tenants are no mistakes.
     pub fn new(engine: Arc<dyn Engine>, files: HashMap<TenantId, PathBuf>, demo: bool) -> Catalog {
-        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files, demo }) }
+        let troubles = Mutex::default();
+        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files, demo, troubles }) }
     }
 
     /// The catalog of a gateway.
@@ -250,6 +256,22 @@ impl Catalog {
     /// The file that a tenant is written in; such a tenant is not changed here.
     pub fn file_of(&self, tenant: &TenantId) -> Option<&PathBuf> {
         self.inner.files.get(tenant)
+    }
+
+    /// What of a tenant this node cannot serve as it is written; it goes on with what it served before.
+    pub fn troubles(&self, tenant: &TenantId) -> Vec<String> {
+        self.inner.troubles.lock().get(tenant).cloned().unwrap_or_default()
+    }
+
+    fn trouble(&self, tenant: &TenantId, why: Vec<String>) {
+        let mut troubles = self.inner.troubles.lock();
+        if why.is_empty() {
+            troubles.remove(tenant);
+        } else {
+            troubles.insert(tenant.clone(), why);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "there are at most 100,000 tenants")]
+        metrics::gauge!("catalog_troubled_tenants").set(troubles.len() as f64);
     }
 
     /// How many changes of tenants and plugins there have been.

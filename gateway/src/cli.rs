@@ -93,7 +93,8 @@ A claim's value that is JSON is taken as JSON, everything else as text.
 Examples:
   postern token --tenants examples/tenants --tenant green-valley --sub gita --claim role=guard --claim society_id=gv
   postern token --tenant green-valley --sub alice --claim role=resident --claim 'flats=[\"A-101\"]' --ttl 15m
-  postern token --tenant team-hub --sub bob --claim 'projects=[\"p1\"]' --key 2025-02";
+  postern token --tenant team-hub --sub bob --claim 'projects=[\"p1\"]' --key 2025-02
+  ACME_SECRET=… postern token --tenant acme --sub asha --secret-env ACME_SECRET";
 
 /// The settings that the command line can give.
 #[derive(Debug, Clone, Default, Args)]

@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::commit::{
@@ -187,6 +188,17 @@ pub struct Returning<'a> {
 }
 
 impl Input<'_> {
+    /// Whose it is; a timer is nobody's.
+    fn subject(&self) -> Option<&str> {
+        match self {
+            Input::Connect { who, .. } | Input::Join { who, .. } | Input::Connected { who, .. } => {
+                Some(&who.identity.subject)
+            }
+            Input::Event { event, .. } => event.sender.as_ref().map(|sender| &*sender.identity.subject),
+            Input::Timer(_) => None,
+        }
+    }
+
     /// About what it holds in memory while it waits.
     fn bytes(&self) -> usize {
         const OVERHEAD: usize = 1_024;
@@ -222,6 +234,8 @@ pub struct Decisions {
     pub traffic: Arc<Traffic>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
+    /// A commit met a connection that is not registered.
+    absent: Arc<Notify>,
     backlog: Arc<Backlog>,
 }
 
@@ -234,6 +248,7 @@ impl Decisions {
             traffic: Arc::default(),
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
+            absent: Arc::default(),
             backlog,
         }
     }
@@ -257,6 +272,7 @@ impl Decisions {
         let id = CommitId::random();
         let now = now_ms();
         let limits = self.limits.load_full();
+        let pipeline = &*pipeline.of_user(input.subject());
         let mut turn = None;
         let mut outage = self.outage(input.bytes());
         let mut attempt = 0;
@@ -406,6 +422,11 @@ impl Decisions {
         }
     }
 
+    /// Waits until a commit met a connection that is not registered: it was taken out, or its being there was lost.
+    pub async fn met_absent(&self) {
+        self.absent.notified().await;
+    }
+
     /// Writes a session's record. If its connection is not registered now, a `patient` one waits for that, as an input
     /// does.
     pub async fn record(&self, session: SessionRecord, patient: bool) -> Result<(), Undecided> {
@@ -480,7 +501,11 @@ impl Decisions {
                     tokio::time::sleep(UNAVAILABLE_REST).await;
                 }
                 // After a loss this node registers its connections again in a moment.
-                Err(EngineError::Absent(_)) if patient => {
+                Err(EngineError::Absent(id)) => {
+                    self.absent.notify_one();
+                    if !patient {
+                        return Err(engine_unavailable(&EngineError::Absent(id).to_string()));
+                    }
                     outage.registering().await.map_err(Undecided::Engine)?;
                 }
                 Err(EngineError::NotACounter(key)) => {

@@ -108,7 +108,11 @@ impl Gateway {
 
     /// Takes a tenant into service, in place of one of the same name.
     pub fn serve_tenant(&self, tenant: LiveTenant) {
-        let tenant = Arc::new(tenant);
+        self.serve_again(Arc::new(tenant));
+    }
+
+    /// The same for a tenant that was taken out of service before.
+    pub fn serve_again(&self, tenant: Arc<LiveTenant>) {
         self.tenants.rcu(|tenants| {
             let mut tenants = HashMap::clone(tenants);
             tenants.insert(tenant.id.clone(), tenant.clone());

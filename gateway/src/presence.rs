@@ -1,7 +1,7 @@
 //! Who is there, kept true: connections that dead nodes left behind are taken out, and what a loss took from the
 //! registry is put back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ const REAPING_REST: Duration = Duration::from_millis(10);
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// How long after the engine is back it is compared, about: what it lost without a trace in the log is found then.
 const AUDIT_AFTER_OUTAGE: Duration = Duration::from_secs(3);
+/// How long comparing rests after a commit that met a connection which is not registered.
+const ABSENT_REST: Duration = Duration::from_millis(200);
 /// How long one attempt to put the registry right may take.
 const PUT_RIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The rest before it is compared again because memberships changed meanwhile, about; longer each time, up to ten times.
@@ -123,14 +125,14 @@ fn keep_new(gateway: &Arc<Gateway>, kept: &mut HashMap<TenantId, Weak<LiveTenant
     }
 }
 
-/// Puts the registry right whenever the tenant's log has lost something, until the node stops: every change of the
-/// registry is an entry, so it has lost nothing where the log has not. Now and then, and when the engine was away, it
-/// looks for connections that nobody here stands for any more, whatever hindered their leaving.
+/// Puts the registry right whenever the tenant's log has lost something, until the node stops. What was registered after
+/// a loss has no entry in the log, and may be lost without one: so now and then, after each outage, and when a commit
+/// met a connection that should be there, the registry is compared with who is connected here.
 async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: Rooms) {
     let mut resets = rooms.resets();
     let mut health = gateway.engine.health(&tenant.id);
     let keep = async {
-        let (mut was_away, mut audit_at) = (false, audit_time());
+        let mut audit_at = audit_time();
         loop {
             tokio::select! {
                 reset = resets.changed() => {
@@ -146,11 +148,16 @@ async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: 
                     if changed.is_err() {
                         return;
                     }
-                    let away = *health.borrow_and_update() != Health::Up;
-                    // A server that took over may lack a leaving that nobody else has heard of.
-                    if std::mem::replace(&mut was_away, away) && !away {
+                    if *health.borrow_and_update() == Health::Up {
                         audit_at = audit_at.min(Instant::now() + AUDIT_AFTER_OUTAGE + jitter(AUDIT_AFTER_OUTAGE));
                     }
+                }
+                () = tenant.decisions.met_absent() => {
+                    if let Err(why) = register_missing(&gateway, &tenant, &rooms).await {
+                        tracing::debug!(tenant = %tenant.id, why, "who is missing in the registry cannot be found now");
+                    }
+                    // Commits of one that was taken out meet it again and again.
+                    sleep(ABSENT_REST).await;
                 }
                 () = sleep_until(audit_at) => {
                     audit_at = audit_time();
@@ -183,9 +190,24 @@ async fn end_revoked(tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
     rooms.revoke(revoked).await.map_err(|error| error.to_string())
 }
 
-/// Takes out those that the registry has and this node has not. The registry is read first: whoever is in it and not
-/// attached afterwards has left.
+/// Registers whom the registry has not and this node has. The registry is read last: whoever arrived before that is in
+/// it.
+async fn register_missing(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    let Census { there, .. } = rooms.census().await.map_err(|error| error.to_string())?;
+    let known = gateway.engine.registered(&tenant.id).await.map_err(|error| error.to_string())?;
+    let known: HashSet<_> = known.into_iter().collect();
+    let missing = there.iter().filter(|one| !known.contains(&one.connection)).count();
+    if missing == 0 {
+        return Ok(());
+    }
+    tracing::warn!(tenant = %tenant.id, missing, "connections are not registered any more");
+    put_right(gateway, tenant, rooms).await
+}
+
+/// Takes out those that the registry has and this node has not, and the other way round. The registry is read first:
+/// whoever is in it and not attached afterwards has left.
 async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    register_missing(gateway, tenant, rooms).await?;
     let known = gateway.engine.registered(&tenant.id).await.map_err(|error| error.to_string())?;
     let Census { attached, .. } = rooms.census().await.map_err(|error| error.to_string())?;
     for id in known.into_iter().filter(|id| !attached.contains(id) && !tenant.leaving.contains(id)) {

@@ -84,8 +84,19 @@ fn describe() {
         "What tenants caused, by tenant and what (events, published, deliveries); up to 10 s late"
     );
     describe_counter!("usage_lost_total", "Numbers that were left out of the daily accounts");
+    describe_catalog();
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
+}
+
+/// What following the catalog tells.
+fn describe_catalog() {
+    describe_gauge!(
+        "catalog_troubled_tenants",
+        "Tenants of the catalog that this node cannot serve altogether as they are written"
+    );
+    describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
+    describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
 }
 
 /// What the Redis engine tells of its connections.

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::commit::{Millis, seconds_since};
 use crate::decision::{Input, Undecided};
-use crate::engine::DueTimer;
+use crate::engine::{DueTimer, Health};
 use crate::gateway::Gateway;
 use crate::telemetry::labels;
 
@@ -29,6 +29,8 @@ const RETRY_MS: Millis = 500;
 const RETRY_DOUBLINGS_MAX: u32 = 7;
 /// How long a timer rests that was not tried, or whose handler asked to be called later.
 const LATER_REST_MS: Millis = 1_000;
+/// How long postponing rests that the engine could not take.
+const POSTPONE_REST: Duration = Duration::from_millis(200);
 /// How long a timer rests whose tenant is not served here.
 const ELSEWHERE_REST_MS: Millis = 60_000;
 /// How long a timer rests whose tenant has [`FIRING_MAX`](crate::gateway::LiveTenant::FIRING_MAX) of them firing.
@@ -84,7 +86,11 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
     let outcome = match result {
         Ok(_) => "ok",
         Err(Undecided::TimerGone) => "gone",
-        Err(Undecided::Engine(refusal) | Undecided::Later(refusal)) => {
+        Err(Undecided::Engine(_)) => {
+            uncount(gateway, &timer).await;
+            "later"
+        }
+        Err(Undecided::Later(refusal)) => {
             postpone(gateway, &timer, refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS)).await;
             "later"
         }
@@ -118,6 +124,22 @@ async fn postpone(gateway: &Gateway, timer: &DueTimer, after_ms: Millis) {
         // Its lease ends by itself.
         tracing::debug!(%error, "a timer could not be postponed");
     }
+}
+
+/// Postpones a timer that the engine's absence cut short, as soon as the engine is back: the attempt must not count.
+/// Its places stay taken meanwhile, for nothing else can fire either.
+async fn uncount(gateway: &Gateway, timer: &DueTimer) {
+    let mut health = gateway.engine.health(&timer.tenant);
+    let back = async {
+        // An engine that has ended refuses, and draining ends the waiting.
+        while let Err(error) = gateway.engine.postpone_timer(timer, LATER_REST_MS).await {
+            tracing::debug!(%error, "a timer could not be postponed yet");
+            tokio::time::sleep(POSTPONE_REST).await;
+            let _ = health.wait_for(|health| *health == Health::Up).await;
+        }
+    };
+    // What is left then comes again when its lease ends.
+    tokio::select! { () = back => {}, () = gateway.tasks.draining().cancelled() => {} }
 }
 
 /// Gives a timer up; it is kept among the dead.

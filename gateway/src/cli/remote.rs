@@ -230,8 +230,13 @@ impl Remote {
             error["advice"] = advice.into();
             return Failure::Failed(json!({ "error": error }).to_string());
         }
-        let mut text = plain(error["message"].as_str().unwrap_or_default());
-        for mistake in error["mistakes"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        let mistakes: Vec<_> = error["mistakes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let mut text = match mistakes.len() {
+            // The message is the only mistake there is.
+            0 | 1 => plain(error["message"].as_str().unwrap_or_default()),
+            count => format!("{count} mistakes:"),
+        };
+        for mistake in mistakes.iter().filter(|_| mistakes.len() > 1) {
             let _ = write!(text, "\n  {}", plain(mistake));
         }
         if !advice.is_empty() {

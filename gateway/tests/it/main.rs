@@ -15,8 +15,11 @@ mod redis_engine;
 mod redis_nodes;
 mod redis_sentinel;
 mod redis_tls;
+mod usage;
+mod warm;
 
 // The whole, as its users meet it.
+mod admin;
 mod approvals;
 mod cli;
 mod cluster;
@@ -24,6 +27,7 @@ mod connect;
 mod demo;
 mod deploy;
 mod first_plugin;
+mod habits;
 mod harm;
 mod hostile;
 mod http;

@@ -14,6 +14,9 @@ use crate::config::Environment;
 /// How many lines are remembered, so that none is shown twice.
 const REMEMBERED_MAX: usize = 10_000;
 
+/// The most lines to begin with: what a node keeps.
+const LINES_MAX: u32 = 1_000;
+
 /// How far back is asked for after a break, in milliseconds: nodes' clocks differ, and lines come late.
 const OVERLAP_MS: u64 = 5_000;
 
@@ -73,22 +76,25 @@ pub(super) fn logs(args: &LogsArgs, env: &dyn Environment) -> Result<(), Failure
     let mut shown = Shown::default();
     let mut failures = 0;
     loop {
-        let mut query = format!("limit={}", args.lines);
+        let mut query = format!("limit={}", args.lines.clamp(1, LINES_MAX));
         if shown.latest_ms > 0 {
-            query = format!("limit=1000&after={}", shown.latest_ms.saturating_sub(OVERLAP_MS));
+            query = format!("limit={LINES_MAX}&after={}", shown.latest_ms.saturating_sub(OVERLAP_MS));
         }
+        query += &args.plugin.as_ref().map(|plugin| format!("&plugin={}", part(plugin))).unwrap_or_default();
         query += if args.follow { "&follow=true" } else { "" };
         let (mut is_read, mut came) = (true, false);
         let mut each = |value: Value| {
             came = true;
-            let wanted = args.plugin.as_ref().is_none_or(|plugin| value["plugin"] == plugin.as_str());
-            if wanted && shown.is_new(&value) {
+            if shown.is_new(&value) {
                 is_read = line(&if remote.json { value.to_string() } else { text(&value) });
             }
             is_read
         };
         let ended = remote.lines(&format!("/tenants/{}/logs?{query}", part(&tenant)), &mut each);
         if !args.follow || !is_read {
+            if !came && ended.is_ok() && !remote.json {
+                note(&format!("nothing of {tenant} is in its nodes' memory; --follow waits for what comes"));
+            }
             return if is_read { ended } else { Ok(()) };
         }
         failures = if came || ended.is_ok() { 0 } else { failures + 1 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::http::HeaderMap;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
@@ -35,7 +35,7 @@ pub(super) async fn upload(asked: Asked) -> Done {
     let (id, name) = (asked.tenant()?.clone(), asked.names.plugin.clone());
     let activate = asked.query.truth("activate")?;
     // What cannot be taken whatever it is, is refused before its bytes are.
-    let (settings, plugin) = place(&asked, &id, &name).await?;
+    let Place { settings, plugin, is_there } = place(&asked, &id, &name).await?;
     let _upload = UPLOADS.try_acquire().map_err(|_| {
         Denied::busy(format!("{UPLOADS_MAX} uploads are read and checked on this node already (UPLOADS_MAX)"))
     })?;
@@ -50,13 +50,14 @@ pub(super) async fn upload(asked: Asked) -> Done {
     let checked = check(&asked.gateway, &tenant, &plugin_settings, component.clone()).await?;
     let catalog = &asked.gateway.catalog;
     // Only now: an upload that is refused leaves nothing behind.
-    let wanted = Wanted::of_role(plugin.role);
-    catalog
-        .change_plugin(&asked.actor, &id, &name, "plugin.put", |there| match there {
+    if !is_there {
+        let wanted = Wanted::of_role(plugin.role);
+        let made = catalog.change_plugin(&asked.actor, &id, &name, "plugin.put", |there| match there {
             Some(there) => Ok(Some(there)),
             None => wanted.applied(None, &name).map(Some),
-        })
-        .await?;
+        });
+        made.await?;
+    }
     let added = catalog.add_version(&asked.actor, &id, &name, checked, component).await?;
     let version = added.version.version;
     let now = catalog.plugin(&id, &name).await?.ok_or_else(|| no_plugin(&name))?;
@@ -85,12 +86,16 @@ fn pushed(version: &VersionRecord, existed: bool, state: &str) -> Value {
     })
 }
 
-/// The tenant's settings, and the plugin as it is or would be made.
-async fn place(
-    asked: &Asked,
-    id: &TenantId,
-    name: &str,
-) -> Result<(serde_json::Map<String, Value>, PluginRecord), Denied> {
+/// Where a component is to go.
+struct Place {
+    /// The tenant's.
+    settings: Map<String, Value>,
+    /// As it is, or would be made.
+    plugin: PluginRecord,
+    is_there: bool,
+}
+
+async fn place(asked: &Asked, id: &TenantId, name: &str) -> Result<Place, Denied> {
     let catalog = &asked.gateway.catalog;
     if let Some(file) = catalog.file_of(id) {
         return Err(CatalogError::ReadOnly { tenant: id.clone(), file: file.clone() }.into());
@@ -106,8 +111,9 @@ async fn place(
         }
     };
     let wanted = role.map(Wanted::of_role).unwrap_or_default();
-    let plugin = wanted.applied(catalog.plugin(id, name).await?, name)?;
-    Ok((tenant.settings, plugin))
+    let there = catalog.plugin(id, name).await?;
+    let is_there = there.is_some();
+    Ok(Place { settings: tenant.settings, plugin: wanted.applied(there, name)?, is_there })
 }
 
 fn mistakes(Mistakes(mistakes): Mistakes) -> Denied {
