@@ -15,6 +15,8 @@ mod redis_engine;
 mod redis_nodes;
 mod redis_sentinel;
 mod redis_tls;
+mod usage;
+mod warm;
 
 // The whole, as its users meet it.
 mod admin;
