@@ -153,9 +153,9 @@ async fn drain(gateway: &Gateway) {
 
 /// Whoever was moved away keeps its place until it is back elsewhere, or its grace is over.
 async fn retire(gateway: &Gateway) {
-    let grace = gateway.tenants().iter().map(|tenant| tenant.settings().presence_grace).max().unwrap_or_default();
-    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-    match tokio::time::timeout(RETIRE_TIMEOUT, gateway.engine.retire(grace_ms)).await {
+    let grace_ms = |tenant: &LiveTenant| tenant.settings().presence_grace.as_millis().try_into().unwrap_or(u64::MAX);
+    let graces: Vec<_> = gateway.tenants().iter().map(|tenant| (tenant.id.clone(), grace_ms(tenant))).collect();
+    match tokio::time::timeout(RETIRE_TIMEOUT, gateway.engine.retire(&graces)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the others were not told that this node stops"),
         Err(_) => tracing::warn!("the others could not be told in time that this node stops"),

@@ -88,6 +88,7 @@ fn describe_catalog() {
         "Tenants of the catalog that this node cannot serve altogether as they are written"
     );
     describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
+    describe_counter!("auto_rollbacks_total", "Versions that kept failing and were rolled back by themselves");
     describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
 }
 

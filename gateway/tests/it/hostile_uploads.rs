@@ -306,6 +306,7 @@ async fn a_worker_ends_with_whoever_waits_for_it_and_with_the_gateway() {
     let argument = "--time-ms=59321";
     let host = Host::new(HostSettings { compile_ms_max: 59_321, ..small() }).unwrap();
     let bomb: Bytes = described(&(0..10).map(|_| tangle(1_000_000)).collect::<Vec<_>>()).into();
+    #[expect(clippy::disallowed_methods, reason = "the caller whose going is the test")]
     let waiting = tokio::spawn({
         let (host, bomb) = (host.clone(), bomb.clone());
         async move { check(&host, bomb).await }

@@ -158,8 +158,11 @@ async fn exchange(
     let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned();
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let request =
+    let mut request =
         request.uri(path).header(HOST, host).body(body).map_err(|error| LinkError::Broken(error.to_string()))?;
+    if request.body().rest.len() > ASKED_FIRST_BYTES {
+        ask_first(&mut request);
+    }
     Ok((async move { sender.send_request(request).await.map_err(broken) }, connection))
 }
 

@@ -87,12 +87,12 @@ fn breakers(gateway: &Gateway, id: &TenantId, name: &str) -> Vec<Value> {
     let canaries = pipeline.canaries.iter().map(|canary| &canary.plugin);
     let all = pipeline.authorizer.iter().chain(&pipeline.router).chain(handlers).chain(canaries);
     let of_this = all.filter(|plugin| &*plugin.name == name);
-    let stands = of_this.flat_map(|plugin| plugin.breakers().into_iter().map(|breaker| (plugin, breaker)));
+    let stands = of_this.flat_map(|plugin| plugin.breakers().into_iter().map(move |breaker| (plugin, breaker)));
     stands
         .map(|(plugin, breaker)| {
             json!({
                 "digest": plugin.digest,
-                "hook": breaker.hook.to_string(),
+                "hook": breaker.hook.name(),
                 "state": breaker.state.word(),
                 "calls": breaker.calls,
                 "failures": breaker.failures,
