@@ -12,11 +12,12 @@ use postern::client::{Client, ConnectionId, Identity};
 use postern::commit::CommitId;
 use postern::decision::plugin::{
     Checked, CodeCache, Compiler, Host, HostSettings, Invocation, LoadError, Plugin, Signature, Transaction,
-    UploadPolicy, public_key, sign,
+    UploadPolicy, inspect, public_key, sign,
 };
 use postern::engine::embedded::{EmbeddedEngine, Options};
 use postern::event::{Event, Payload};
 use postern::tenant::{CallLimits, PluginSettings, Role, SignatureKey, TenantId};
+use proptest::prelude::*;
 use serde_json::json;
 
 use crate::support::bombs::{COMPONENT, CORE, body, component_of, core, described, jumps, leb, tangle, with_section};
@@ -429,4 +430,80 @@ async fn compiled_code_survives_a_restart_and_code_that_was_touched_is_compiled_
     let fourth = Host::new(HostSettings { compiler: worker(), ..without }).unwrap();
     answers(&load(&fourth, "acme", good()).await.unwrap()).await;
     assert!(file.exists(), "compiled again and kept");
+}
+
+/// One change to the bytes of a component.
+#[derive(Debug, Clone)]
+enum Mutation {
+    Set(prop::sample::Index, u8),
+    Insert(prop::sample::Index, Vec<u8>),
+    Remove(prop::sample::Index, u16),
+    Repeat(prop::sample::Index, u16, u8),
+    Swap(prop::sample::Index, prop::sample::Index, u8),
+}
+
+impl Mutation {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        if bytes.is_empty() {
+            return;
+        }
+        let span = |at: usize, length: usize, bytes: &Vec<u8>| at..(at + length).min(bytes.len());
+        match self {
+            Mutation::Set(at, byte) => *at.get_mut(bytes) = *byte,
+            Mutation::Insert(at, more) => {
+                drop(bytes.splice(at.index(bytes.len())..at.index(bytes.len()), more.clone()))
+            }
+            Mutation::Remove(at, length) => drop(bytes.drain(span(at.index(bytes.len()), (*length).into(), bytes))),
+            Mutation::Repeat(at, length, times) => {
+                let at = at.index(bytes.len());
+                let piece = bytes[span(at, (*length).into(), bytes)].repeat((*times).into());
+                bytes.splice(at..at, piece);
+            }
+            Mutation::Swap(a, b, length) => {
+                let (a, b) = (a.index(bytes.len()), b.index(bytes.len()));
+                let piece = bytes[span(a, (*length).into(), bytes)].to_vec();
+                bytes.splice(span(b, (*length).into(), bytes), piece);
+            }
+        }
+    }
+}
+
+/// What sections, types and names begin with: more of it makes better nonsense.
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let index = any::<prop::sample::Index>;
+    let telling = prop::sample::select(vec![
+        0_u8, 1, 2, 3, 4, 5, 7, 0x0b, 0x0e, 0x3f, 0x40, 0x41, 0x42, 0x50, 0x60, 0x70, 0x7f, 0x80, 0xff,
+    ]);
+    let piece = prop::collection::vec(prop_oneof![telling.clone(), any::<u8>()], 1..12);
+    prop_oneof![
+        (index(), prop_oneof![telling, any::<u8>()]).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        (index(), piece).prop_map(|(at, more)| Mutation::Insert(at, more)),
+        (index(), 1..200_u16).prop_map(|(at, length)| Mutation::Remove(at, length)),
+        (index(), 1..64_u16, 1..40_u8).prop_map(|(at, length, times)| Mutation::Repeat(at, length, times)),
+        (index(), index(), any::<u8>()).prop_map(|(a, b, length)| Mutation::Swap(a, b, length)),
+    ]
+}
+
+/// The smallest component there is, which leaves more of a mutation's chance to the interesting parts.
+fn least() -> &'static [u8] {
+    static LEAST: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    LEAST.get_or_init(|| described(&[]))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn looking_at_an_upload_never_fails_and_never_takes_long(
+        mutations in prop::collection::vec(mutation(), 1..12), large in prop::bool::weighted(0.1),
+    ) {
+        let mut bytes = if large { good().to_vec() } else { least().to_vec() };
+        mutations.iter().for_each(|mutation| mutation.apply(&mut bytes));
+        let started = Instant::now();
+        if let Ok(surface) = inspect(&bytes, 64 << 20) {
+            prop_assert!(surface.imports.iter().chain(&surface.exports).all(|name| name.starts_with("postern:plugin/")));
+            let _ = contract::check(&bytes);
+        }
+        prop_assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    }
 }
