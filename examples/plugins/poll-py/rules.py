@@ -6,6 +6,7 @@ from collections import Counter
 
 QUESTION_CHARS_MAX = 300
 OPTIONS_MAX = 10
+VOTERS_MAX = 1_000
 SECONDS_MAX = 7 * 24 * 60 * 60
 ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -60,6 +61,8 @@ def voted(poll, by, option):
     """The poll after somebody has voted, for the first time or otherwise than before."""
     if option not in poll["options"]:
         raise Refused("invalid", f"`option` must be one of {', '.join(poll['options'])}")
+    if by not in poll["votes"] and len(poll["votes"]) >= VOTERS_MAX:
+        raise Refused("full", f"at most {VOTERS_MAX} can vote")
     return {**poll, "votes": {**poll["votes"], by: option}}
 
 

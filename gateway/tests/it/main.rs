@@ -24,6 +24,7 @@ mod demo;
 mod deploy;
 mod harm;
 mod http;
+mod languages;
 mod limits;
 mod outage;
 mod outcome;

@@ -32,6 +32,52 @@ pub struct Shape {
     pub exports: Vec<String>,
 }
 
+/// A world of the contract, as those see it who implement it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct World {
+    /// Its name, for example `handler`.
+    pub name: String,
+    /// What has to be there.
+    pub exports: Vec<Export>,
+}
+
+/// An interface that a world exports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    /// Its name without the package, for example `timer-events`.
+    pub interface: String,
+    /// The names of its functions.
+    pub functions: Vec<String>,
+    /// Can its functions say that they failed (`types.failure`)?
+    pub can_fail: bool,
+}
+
+/// The worlds that a plugin may choose from: all that export something.
+///
+/// # Errors
+/// What is wrong with the contract's text.
+pub fn worlds() -> Result<Vec<World>, String> {
+    let (resolve, package) = parse(FILES)?;
+    let worlds = resolve.packages[package].worlds.iter().map(|(name, id)| {
+        let exports = resolve.worlds[*id].exports.values().filter_map(|item| match item {
+            WorldItem::Interface { id, .. } => export(&resolve, *id),
+            WorldItem::Function(_) | WorldItem::Type { .. } => None,
+        });
+        World { name: name.clone(), exports: exports.collect() }
+    });
+    Ok(worlds.filter(|world| !world.exports.is_empty()).collect())
+}
+
+fn export(resolve: &Resolve, id: InterfaceId) -> Option<Export> {
+    let interface = &resolve.interfaces[id];
+    let fails = |function: &Function| function.result.is_some_and(|result| shape(resolve, result).contains("fatal("));
+    Some(Export {
+        interface: interface.name.clone()?,
+        functions: interface.functions.keys().cloned().collect(),
+        can_fail: interface.functions.values().all(fails),
+    })
+}
+
 /// Reads WIT files as one package.
 ///
 /// # Errors
