@@ -7,18 +7,21 @@
 //!
 //! A record that a later version of the gateway wrote is refused ([`CatalogError::Later`]), never guessed at.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::commit::Effect;
+use crate::config::Config;
 use crate::engine::{Engine, EngineError, Feed, Follower};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
 mod audit;
+mod follower;
 mod keys;
 mod plugins;
 mod record;
@@ -29,12 +32,15 @@ mod tokens;
 mod usage;
 
 pub use audit::{AUDIT_KEPT_MS, AuditRecord, redacted};
+pub use follower::CatalogFollower;
 pub use plugins::{AddedVersion, PREVIOUS_KEPT_MAX};
 pub use record::{
     Canary, Ended, FORMAT, NewVersion, PluginRecord, RECORD_BYTES_MAX, ReadyRecord, Rollout, SHARES, Signature,
     TenantRecord, VersionRecord,
 };
-pub use rollout::{NodeState, ROLLOUT_DEADLINE, RolloutNode, RolloutState, RolloutStatus, Settled};
+pub use rollout::{
+    AUTO_ROLLBACK_WITHIN_MS, NodeState, ROLLOUT_DEADLINE, RolloutNode, RolloutState, RolloutStatus, Settled,
+};
 pub use tenants::TenantPage;
 pub use tokens::{NewToken, TOKENS_MAX, TokenRecord};
 pub use usage::{USAGE_DELTAS_MAX, USAGE_KEPT_MS, UsageDelta, UsageRow, day_of};
@@ -68,6 +74,10 @@ struct Inner {
     home: TenantId,
     /// Tenants that are written in files: nothing here changes them.
     files: HashMap<TenantId, PathBuf>,
+    /// Are weak secrets only warned of?
+    demo: bool,
+    /// What this node cannot serve as it is written.
+    troubles: Mutex<BTreeMap<TenantId, Vec<String>>>,
 }
 
 /// What a token, or a part of the gateway, may do.
@@ -226,9 +236,18 @@ fn room() -> Room {
 }
 
 impl Catalog {
-    /// The catalog of an engine. `files`: the tenants that are written in files, and where.
-    pub fn new(engine: Arc<dyn Engine>, files: HashMap<TenantId, PathBuf>) -> Catalog {
-        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files }) }
+    /// The catalog of an engine. `files`: the tenants that are written in files, and where. `demo`: weak secrets of
+    /// tenants are no mistakes.
+    pub fn new(engine: Arc<dyn Engine>, files: HashMap<TenantId, PathBuf>, demo: bool) -> Catalog {
+        let troubles = Mutex::default();
+        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files, demo, troubles }) }
+    }
+
+    /// The catalog of a gateway.
+    pub fn of(config: &Config, engine: Arc<dyn Engine>) -> Catalog {
+        let file = |id: &TenantId| config.tenants_dir.join(format!("{id}.toml"));
+        let files = config.tenants.iter().map(|tenant| (tenant.id.clone(), file(&tenant.id)));
+        Catalog::new(engine, files.collect(), config.demo)
     }
 
     /// Follows the changes from now on.
@@ -239,6 +258,22 @@ impl Catalog {
     /// The file that a tenant is written in; such a tenant is not changed here.
     pub fn file_of(&self, tenant: &TenantId) -> Option<&PathBuf> {
         self.inner.files.get(tenant)
+    }
+
+    /// What of a tenant this node cannot serve as it is written; it goes on with what it served before.
+    pub fn troubles(&self, tenant: &TenantId) -> Vec<String> {
+        self.inner.troubles.lock().get(tenant).cloned().unwrap_or_default()
+    }
+
+    fn trouble(&self, tenant: &TenantId, why: Vec<String>) {
+        let mut troubles = self.inner.troubles.lock();
+        if why.is_empty() {
+            troubles.remove(tenant);
+        } else {
+            troubles.insert(tenant.clone(), why);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "there are at most 100,000 tenants")]
+        metrics::gauge!("catalog_troubled_tenants").set(troubles.len() as f64);
     }
 
     /// How many changes of tenants and plugins there have been.

@@ -6,14 +6,21 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Flags;
+use crate::decision::plugin::CompileOrders;
 
+pub mod admin;
 pub mod check;
+mod output;
+pub mod plugin;
 pub mod plugin_build;
+pub mod plugin_new;
+pub mod remote;
 pub mod serve;
+pub mod tenant;
 pub mod token;
 
 /// The version of the plugins' contract, `wit/`.
-pub const CONTRACT_VERSION: &str = "0.1.0";
+pub const CONTRACT_VERSION: &str = plugin_build::contract::VERSION;
 
 /// A multi-tenant real-time gateway whose rules are WebAssembly components.
 #[derive(Debug, Parser)]
@@ -29,7 +36,13 @@ Examples:
   postern serve --demo --tenants examples/tenants
   postern check --config postern.toml
   postern token --tenant green-valley --sub alice --claim role=resident --claim 'flats=[\"A-101\"]'
-  postern plugin build plugins/visitor-approvals
+  postern plugin new door-bell
+  postern plugin build door-bell
+  postern tenant create acme --file acme.toml
+  postern plugin push door-bell door-bell/target/postern/door-bell.wasm --tenant acme --role handler --activate
+
+`tenant`, `admin` and most of `plugin` call the admin API of a gateway that runs: POSTERN_URL says where it is,
+POSTERN_ADMIN_TOKEN is the token.
 
 Exit codes: 0 done, 1 failed, 64 wrong arguments or settings.";
 
@@ -45,9 +58,18 @@ pub enum Command {
     /// Make a token for one of a tenant's clients, and print it.
     #[command(after_help = TOKEN_EXAMPLES)]
     Token(token::TokenArgs),
-    /// Build plugins.
+    /// Build plugins, and push them to a gateway that runs.
     #[command(subcommand, disable_help_subcommand = true)]
     Plugin(PluginCommand),
+    /// Compile one component; the gateway starts this, nobody else.
+    #[command(hide = true, after_help = "Example: none. It speaks with the gateway that started it.")]
+    CompileComponent(CompileOrders),
+    /// Tenants of a gateway that runs.
+    #[command(subcommand, disable_help_subcommand = true)]
+    Tenant(tenant::TenantCommand),
+    /// Tokens, audit log and nodes of a gateway that runs.
+    #[command(subcommand, disable_help_subcommand = true)]
+    Admin(admin::AdminCommand),
     /// Print the versions of the gateway and of the plugins' contract.
     #[command(after_help = "Example:\n  postern version")]
     Version,
@@ -75,7 +97,8 @@ A claim's value that is JSON is taken as JSON, everything else as text.
 Examples:
   postern token --tenants examples/tenants --tenant green-valley --sub gita --claim role=guard --claim society_id=gv
   postern token --tenant green-valley --sub alice --claim role=resident --claim 'flats=[\"A-101\"]' --ttl 15m
-  postern token --tenant team-hub --sub bob --claim 'projects=[\"p1\"]' --key 2025-02";
+  postern token --tenant team-hub --sub bob --claim 'projects=[\"p1\"]' --key 2025-02
+  ACME_SECRET=… postern token --tenant acme --sub asha --secret-env ACME_SECRET";
 
 /// The settings that the command line can give.
 #[derive(Debug, Clone, Default, Args)]
@@ -138,6 +161,14 @@ impl SettingsArgs {
 /// What can be done with plugins.
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
+    /// Begin a plugin: a project that builds, with the contract and tests.
+    #[command(after_help = "\
+The plugin is named after the directory.
+
+Examples:
+  postern plugin new door-bell
+  postern plugin new plugins/door-bell --language rust")]
+    New(PluginNewArgs),
     /// Build crates into components, and check them against the contract.
     #[command(after_help = "\
 Examples:
@@ -145,6 +176,20 @@ Examples:
   postern plugin build plugins/* --out target/components
   postern plugin build my-plugin --json")]
     Build(PluginBuildArgs),
+    /// What calls a gateway that runs.
+    #[command(flatten)]
+    Remote(plugin::RemoteCommand),
+}
+
+/// What to begin, and where.
+#[derive(Debug, Clone, Args)]
+pub struct PluginNewArgs {
+    /// The directory to make.
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// What it is written in.
+    #[arg(long, value_enum, default_value_t = plugin_new::Language::Rust)]
+    pub language: plugin_new::Language,
 }
 
 /// What to build, and where to.

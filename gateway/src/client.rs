@@ -6,9 +6,13 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// Bytes of randomness in an id; 15 give 20 characters of URL-safe base64.
 const ID_BYTES: usize = 15;
+
+/// Bytes of a digest that stands for something longer.
+const DIGEST_BYTES: usize = 16;
 
 /// A fresh unguessable text of 20 URL-safe characters.
 ///
@@ -69,6 +73,33 @@ pub struct Identity {
     /// The key that signed the token, as [`Verifier::admits`](crate::decision::token::Verifier::admits) knows it;
     /// `None`: there was no token.
     pub key: Option<u64>,
+}
+
+/// What a token can be told apart by when it is revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TokenMark {
+    /// Stands for its `jti`, see [`TokenMark::digest_of`]; `None`: it has none that is a text.
+    pub digest: Option<Arc<str>>,
+    /// Its `iat`, in seconds since the Unix epoch.
+    pub issued_at_s: Option<u64>,
+}
+
+impl TokenMark {
+    /// Of a token with these claims, one JSON object.
+    pub fn of_claims(claims: &str) -> TokenMark {
+        let claims: serde_json::Value = serde_json::from_str(claims).unwrap_or_default();
+        TokenMark {
+            digest: claims.get("jti").and_then(|id| id.as_str()).map(TokenMark::digest_of),
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+            issued_at_s: claims.get("iat").and_then(|at| at.as_u64().or(at.as_f64().map(|at| at as u64))),
+        }
+    }
+
+    /// Stands for a token's id, which may be of any length: 22 characters of base64url.
+    pub fn digest_of(id: &str) -> Arc<str> {
+        let digest = Sha256::digest(id);
+        URL_SAFE_NO_PAD.encode(&digest[..DIGEST_BYTES]).into()
+    }
 }
 
 /// Who is on the other end of a connection, as plugins see it.

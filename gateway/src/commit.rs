@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::client::{ConnectionId, random_id};
+use crate::client::{ConnectionId, TokenMark, random_id};
 use crate::event::{Payload, Refusal};
 use crate::room::Room;
 
@@ -274,6 +274,43 @@ pub enum Effect {
         /// What they are told.
         why: Refusal,
     },
+    /// End the connections that hold such a token, in all namespaces (`unauthorized`).
+    Revoke(Revoked),
+}
+
+/// Tokens that are good no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Revoked {
+    /// Those of a subject.
+    Subject {
+        /// Whose.
+        subject: Arc<str>,
+        /// Only those issued (`iat`) before this second since the Unix epoch, or that do not say when.
+        issued_before_s: Option<u64>,
+    },
+    /// One.
+    Token {
+        /// Stands for its `jti` (see [`TokenMark`]).
+        digest: Arc<str>,
+    },
+}
+
+impl Revoked {
+    /// What whoever holds such a token is told.
+    pub fn refusal() -> Refusal {
+        Refusal::new("unauthorized", "the token was revoked")
+    }
+
+    /// Is a token of this subject one of them?
+    pub fn covers(&self, of: &str, token: &TokenMark) -> bool {
+        match self {
+            Revoked::Subject { subject, issued_before_s } => {
+                let newer = issued_before_s.zip(token.issued_at_s).is_some_and(|(before, issued)| issued >= before);
+                &**subject == of && !newer
+            }
+            Revoked::Token { digest } => token.digest.as_ref() == Some(digest),
+        }
+    }
 }
 
 impl Effect {
@@ -281,7 +318,7 @@ impl Effect {
     pub fn moves(&self) -> bool {
         match self {
             Effect::Arrive { .. } | Effect::Join { .. } | Effect::Leave { .. } | Effect::Gone { .. } => true,
-            Effect::Publish(_) | Effect::Disconnect { .. } => false,
+            Effect::Publish(_) | Effect::Disconnect { .. } | Effect::Revoke(_) => false,
         }
     }
 }

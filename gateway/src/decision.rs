@@ -10,12 +10,14 @@ pub mod farewell;
 pub mod pipeline;
 pub mod plugin;
 mod relay;
+pub mod revocation;
 pub mod token;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::commit::{
@@ -65,13 +67,17 @@ pub struct Decided {
 /// Why an input came to nothing. Nothing it did took effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Undecided {
+    /// The token is good no more.
+    #[error("{}", .0.message)]
+    Unauthorized(Refusal),
     /// A plugin or the gateway said no.
     #[error("{}", .0.message)]
     Refused(Refusal),
     /// A plugin failed, or is not there.
     #[error("{}", .0.message)]
     Failed(Refusal),
-    /// Nobody's fault: a plugin asked to be tried again, too much waits, or commits kept changing what was read.
+    /// Not now: a plugin asked to be tried again or is not called for a while, too much waits, or commits kept
+    /// changing what was read.
     #[error("{}", .0.message)]
     Later(Refusal),
     /// The engine does not answer.
@@ -86,7 +92,8 @@ impl Undecided {
     /// As the client is told.
     pub fn into_refusal(self) -> Refusal {
         match self {
-            Undecided::Refused(refusal)
+            Undecided::Unauthorized(refusal)
+            | Undecided::Refused(refusal)
             | Undecided::Failed(refusal)
             | Undecided::Later(refusal)
             | Undecided::Engine(refusal) => refusal,
@@ -108,6 +115,10 @@ impl From<CallError> for Undecided {
             CallError::Fatal(message) => Undecided::Failed(Refusal::new("plugin_failed", message)),
             CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.to_string())),
             CallError::EngineUnavailable(message) => engine_unavailable(&message),
+            CallError::BreakerOpen { message, retry_after_ms } => Undecided::Later(Refusal {
+                retry_after_ms: Some(retry_after_ms),
+                ..Refusal::new("plugin_unavailable", message)
+            }),
         }
     }
 }
@@ -174,6 +185,17 @@ pub struct Returning<'a> {
 }
 
 impl Input<'_> {
+    /// Whose it is; a timer is nobody's.
+    fn subject(&self) -> Option<&str> {
+        match self {
+            Input::Connect { who, .. } | Input::Join { who, .. } | Input::Connected { who, .. } => {
+                Some(&who.identity.subject)
+            }
+            Input::Event { event, .. } => event.sender.as_ref().map(|sender| &*sender.identity.subject),
+            Input::Timer(_) => None,
+        }
+    }
+
     /// About what it holds in memory while it waits.
     fn bytes(&self) -> usize {
         const OVERHEAD: usize = 1_024;
@@ -207,6 +229,8 @@ pub struct Decisions {
     pub engine: Arc<dyn Engine>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
+    /// A commit met a connection that is not registered.
+    absent: Arc<Notify>,
     backlog: Arc<Backlog>,
 }
 
@@ -218,6 +242,7 @@ impl Decisions {
             engine,
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
+            absent: Arc::default(),
             backlog,
         }
     }
@@ -238,6 +263,7 @@ impl Decisions {
         let id = CommitId::random();
         let now = now_ms();
         let limits = self.limits.load_full();
+        let pipeline = &*pipeline.of_user(input.subject());
         let mut turn = None;
         let mut outage = self.outage(input.bytes());
         let mut attempt = 0;
@@ -304,6 +330,7 @@ impl Decisions {
     ) -> Result<Additions, Undecided> {
         match input {
             Input::Connect { who, session, returning } => {
+                revocation::check(transaction, &who.identity).await?;
                 let given = authorization::connect(pipeline, transaction, who).await?;
                 let Some(returning) = returning else {
                     return Ok(joining(who, given, Vec::new(), session, vec![arrival(who)]));
@@ -386,6 +413,11 @@ impl Decisions {
         }
     }
 
+    /// Waits until a commit met a connection that is not registered: it was taken out, or its being there was lost.
+    pub async fn met_absent(&self) {
+        self.absent.notified().await;
+    }
+
     /// Writes a session's record. If its connection is not registered now, a `patient` one waits for that, as an input
     /// does.
     pub async fn record(&self, session: SessionRecord, patient: bool) -> Result<(), Undecided> {
@@ -454,7 +486,11 @@ impl Decisions {
                     tokio::time::sleep(UNAVAILABLE_REST).await;
                 }
                 // After a loss this node registers its connections again in a moment.
-                Err(EngineError::Absent(_)) if patient => {
+                Err(EngineError::Absent(id)) => {
+                    self.absent.notify_one();
+                    if !patient {
+                        return Err(engine_unavailable(&EngineError::Absent(id).to_string()));
+                    }
                     outage.registering().await.map_err(Undecided::Engine)?;
                 }
                 Err(EngineError::NotACounter(key)) => {

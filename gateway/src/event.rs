@@ -18,7 +18,8 @@ pub const RESERVED_EVENT_NAMES: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
 /// Events that only the gateway says: whoever publishes without a handler may not.
-pub const GATEWAY_EVENTS: [&str; 11] = [
+pub const GATEWAY_EVENTS: [&str; 12] = [
+    "authenticated",
     "connected",
     "degraded",
     "error",

@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
+use crate::catalog::Catalog;
 use crate::client::{ConnectionId, random_id};
 use crate::commit::Position;
 use crate::config::Config;
@@ -18,13 +19,15 @@ use crate::decision::Decisions;
 use crate::decision::backlog::Backlog;
 use crate::decision::pipeline::Pipeline;
 use crate::decision::plugin::Host;
-use crate::decision::token::Verifier;
+use crate::decision::token::{KeyError, Verifier, keep_those_tried};
 use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
+use crate::key_sets::{KeySets, same_keys};
 use crate::limits::UserRates;
 use crate::session::NAMESPACES_MAX;
-use crate::tenant::{Tenant, TenantId};
+use crate::tail::Tail;
+use crate::tenant::{KeySetSource, Tenant, TenantId, VerifyingKey};
 pub use snapshots::Snapshots;
 
 /// The process, as its connections see it.
@@ -33,6 +36,10 @@ pub struct Gateway {
     pub config: Config,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
+    /// What the admin API keeps.
+    pub catalog: Catalog,
+    /// Who looks at log lines, on this node and on others.
+    pub tail: Tail,
     /// Where plugins run.
     pub host: Arc<Host>,
     /// What waits for the engine.
@@ -56,8 +63,12 @@ pub struct LiveTenant {
     pub id: TenantId,
     settings: ArcSwap<Tenant>,
     verifier: ArcSwap<Verifier>,
+    /// Held while settings and keys are made anew from what they were.
+    changing: Mutex<()>,
     /// Grows with each change of settings or keys.
     revision: AtomicU64,
+    /// Where its key sets stand.
+    pub key_sets: KeySets,
     /// Its components.
     pub pipeline: ArcSwap<Pipeline>,
     /// Its transactions.
@@ -81,7 +92,9 @@ impl Gateway {
     pub fn new(config: Config, engine: Arc<dyn Engine>, host: Arc<Host>, tasks: Tasks) -> Gateway {
         Gateway {
             connections: Slots::new(config.max_connections),
+            catalog: Catalog::of(&config, engine.clone()),
             config,
+            tail: Tail::default(),
             engine,
             host,
             backlog: Backlog::of_node(),
@@ -95,7 +108,11 @@ impl Gateway {
 
     /// Takes a tenant into service, in place of one of the same name.
     pub fn serve_tenant(&self, tenant: LiveTenant) {
-        let tenant = Arc::new(tenant);
+        self.serve_again(Arc::new(tenant));
+    }
+
+    /// The same for a tenant that was taken out of service before.
+    pub fn serve_again(&self, tenant: Arc<LiveTenant>) {
         self.tenants.rcu(|tenants| {
             let mut tenants = HashMap::clone(tenants);
             tenants.insert(tenant.id.clone(), tenant.clone());
@@ -147,7 +164,9 @@ impl LiveTenant {
             id: tenant.id.clone(),
             settings: ArcSwap::from_pointee(tenant),
             verifier: ArcSwap::from_pointee(verifier),
+            changing: Mutex::default(),
             revision: AtomicU64::new(1),
+            key_sets: KeySets::default(),
             pipeline: ArcSwap::from_pointee(pipeline),
             user_rates: UserRates::default(),
             snapshots: Snapshots::default(),
@@ -173,14 +192,59 @@ impl LiveTenant {
 
     /// Other settings and keys, from now on. Open connections take the limits that concern them; those whose key is
     /// gone, or whose tenant is disabled, end. Components are another matter ([`pipeline`](LiveTenant::pipeline)).
-    pub async fn change(&self, tenant: Tenant, verifier: Verifier) {
+    pub async fn change(&self, mut tenant: Tenant, mut verifier: Verifier) {
         self.connections.set_max(tenant.limits.connections);
         self.leaving.max.store(tenant.limits.connections as usize, Ordering::Release);
         self.decisions.set_limits(tenant.call_limits.clone());
-        let presence_events = tenant.presence_events.clone();
-        self.verifier.store(Arc::new(verifier));
-        self.settings.store(Arc::new(tenant));
+        {
+            let _changing = self.changing.lock();
+            if keep_fetched(&self.settings.load(), &mut tenant) {
+                match Verifier::new(&tenant.id, &tenant.auth) {
+                    Ok(with_fetched) => verifier = with_fetched,
+                    Err(error) => tracing::warn!(tenant = %self.id, %error, "fetched keys do not go with the others"),
+                }
+            }
+            self.verifier.store(Arc::new(verifier));
+            self.settings.store(Arc::new(tenant));
+        }
+        self.has_changed().await;
+    }
+
+    /// Another content of one of its key sets. Answers whether it was another one; a source that the tenant does not
+    /// name any more changes nothing.
+    ///
+    /// # Errors
+    /// A key that cannot be used; nothing is changed then.
+    pub async fn put_key_set(&self, source: &KeySetSource, mut keys: Vec<VerifyingKey>) -> Result<bool, KeyError> {
+        let ends = {
+            let _changing = self.changing.lock();
+            let mut tenant = Tenant::clone(&self.settings.load());
+            let left_out = keep_those_tried(&tenant.auth.keys, &mut keys);
+            if left_out > 0 {
+                tracing::warn!(tenant = %self.id, %source, left_out, "a key set has more keys of an algorithm than are tried");
+            }
+            let Some(set) = tenant.auth.key_sets.iter_mut().find(|set| set.source == *source) else { return Ok(false) };
+            if same_keys(&set.keys, &keys) {
+                return Ok(false);
+            }
+            let gone = set.keys.iter().any(|key| !keys.contains(key));
+            set.keys = keys;
+            let verifier = Verifier::new(&tenant.id, &tenant.auth)?;
+            let ends = gone && tenant.auth.key_sets_end_connections;
+            self.verifier.store(Arc::new(verifier));
+            self.settings.store(Arc::new(tenant));
+            ends
+        };
+        if ends {
+            self.has_changed().await;
+        }
+        Ok(true)
+    }
+
+    /// Every session of this node looks at settings and keys anew.
+    async fn has_changed(&self) {
         self.revision.fetch_add(1, Ordering::AcqRel);
+        let presence_events = self.settings.load().presence_events.clone();
         if let Some(rooms) = self.rooms.get()
             && rooms.changed(presence_events).await.is_err()
         {
@@ -230,6 +294,19 @@ impl LiveTenant {
         *count += 1;
         Some(UserSlot { users: self.users.clone(), subject: subject.clone() })
     }
+}
+
+/// New settings keep what was fetched from the URLs that the old ones name, too. Answers whether there is any.
+fn keep_fetched(old: &Tenant, new: &mut Tenant) -> bool {
+    let mut kept = false;
+    for set in new.auth.key_sets.iter_mut().filter(|set| set.keys.is_empty()) {
+        if let Some(before) = old.auth.key_sets.iter().find(|before| before.source == set.source) {
+            set.keys.clone_from(&before.keys);
+            keep_those_tried(&new.auth.keys, &mut set.keys);
+            kept |= !set.keys.is_empty();
+        }
+    }
+    kept
 }
 
 /// One connection of a user; given back when dropped.

@@ -13,6 +13,7 @@ pub mod tenant;
 
 pub mod catalog;
 pub mod gateway;
+pub mod key_sets;
 pub mod limits;
 
 pub mod session;
@@ -24,6 +25,7 @@ pub mod engine;
 
 pub mod http;
 pub mod presence;
+pub mod tail;
 pub mod timers;
 
 pub mod drain;

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser as _;
-use postern::cli::{Cli, Command, Failure, PluginBuildArgs, PluginCommand, check, plugin_build, serve, token};
+use postern::cli::{Cli, Command, Failure, PluginBuildArgs, PluginCommand, PluginNewArgs};
+use postern::cli::{admin, check, plugin, plugin_build, plugin_new, serve, tenant, token};
 use postern::config::{self, ProcessEnvironment};
 
 /// `EX_USAGE` of sysexits.h: wrong arguments or settings.
@@ -23,7 +24,12 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve(&args.flags()),
         Command::Check(args) => check(&args.flags()),
         Command::Token(args) => token(&args),
+        Command::Plugin(PluginCommand::New(args)) => plugin_new(&args),
         Command::Plugin(PluginCommand::Build(args)) => plugin_build(&args),
+        Command::CompileComponent(orders) => postern::decision::plugin::compile_worker(orders).map_err(Failure::Failed),
+        Command::Plugin(PluginCommand::Remote(command)) => plugin::run(&command, &ProcessEnvironment),
+        Command::Tenant(command) => tenant::run(&command, &ProcessEnvironment),
+        Command::Admin(command) => admin::run(&command, &ProcessEnvironment),
         Command::Version => {
             println!("postern {}\npostern:plugin {}", env!("CARGO_PKG_VERSION"), postern::cli::CONTRACT_VERSION);
             Ok(())
@@ -63,6 +69,14 @@ fn token(args: &token::TokenArgs) -> Result<(), Failure> {
         eprintln!("the gateway would refuse this token now: {refusal}");
     }
     println!("{}", issued.token);
+    Ok(())
+}
+
+fn plugin_new(args: &PluginNewArgs) -> Result<(), Failure> {
+    for file in plugin_new::new(&args.dir, args.language)? {
+        println!("{}", file.display());
+    }
+    eprintln!("next: postern plugin build {}", args.dir.display());
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Who is there, kept true: connections that dead nodes left behind are taken out, and what a loss took from the
 //! registry is put back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::close::{Close, jitter};
 use crate::commit::{Commit, CommitId, Effect, TimerChange, TimerKey};
 use crate::decision::farewell::Farewell;
 use crate::delivery::rooms::{Census, Rooms};
-use crate::engine::{EngineError, Health, NodeStat, Orphan};
+use crate::engine::{EngineError, Health, NodeStat, Orphan, Outcome};
 use crate::gateway::{Gateway, LiveTenant};
 use crate::tenant::TenantId;
 
@@ -32,6 +32,10 @@ const REAPING_REST: Duration = Duration::from_millis(10);
 const AUDIT_EVERY: Duration = Duration::from_secs(60);
 /// How long after the engine is back it is compared, about: what it lost without a trace in the log is found then.
 const AUDIT_AFTER_OUTAGE: Duration = Duration::from_secs(3);
+/// How long comparing rests after a commit that met a connection which is not registered.
+const ABSENT_REST: Duration = Duration::from_millis(200);
+/// How long comparing waits for this node to apply the log.
+const APPLIED_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one attempt to put the registry right may take.
 const PUT_RIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The rest before it is compared again because memberships changed meanwhile, about; longer each time, up to ten times.
@@ -103,10 +107,15 @@ async fn farewell(
         Some(record) => record.claims,
         None => "{}".into(),
     };
+    let settings = tenant.settings();
+    let window = settings.limits.recovery_window_ms;
+    // A node that retires sets the same timer: it is only put off, but where it may have fired already.
+    if orphan.retired && u128::from(window) <= settings.presence_grace.as_millis() {
+        return Ok(Vec::new());
+    }
     let identity = Identity { subject: orphan.subject.clone(), claims, expires_at_s: None, key: None };
     let client = Client { connection: orphan.connection.clone(), identity, namespace: orphan.namespace.clone() };
     let name = if orphan.session.is_empty() { orphan.connection.as_str() } else { &orphan.session };
-    let window = tenant.settings().limits.recovery_window_ms;
     Ok(Farewell::new(&client, Close::Fenced.word()).timers(&pipeline, name, window))
 }
 
@@ -123,21 +132,21 @@ fn keep_new(gateway: &Arc<Gateway>, kept: &mut HashMap<TenantId, Weak<LiveTenant
     }
 }
 
-/// Puts the registry right whenever the tenant's log has lost something, until the node stops: every change of the
-/// registry is an entry, so it has lost nothing where the log has not. Now and then, and when the engine was away, it
-/// looks for connections that nobody here stands for any more, whatever hindered their leaving.
+/// Puts the registry right whenever the tenant's log has lost something, until the node stops. What was registered after
+/// a loss has no entry in the log, and may be lost without one: so now and then, after each outage, and when a commit
+/// met a connection that should be there, the registry is compared with who is connected here.
 async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: Rooms) {
     let mut resets = rooms.resets();
     let mut health = gateway.engine.health(&tenant.id);
     let keep = async {
-        let (mut was_away, mut audit_at) = (false, audit_time());
+        let mut audit_at = audit_time();
         loop {
             tokio::select! {
                 reset = resets.changed() => {
                     if reset.is_err() {
                         return;
                     }
-                    while let Err(why) = put_right(&gateway, &tenant, &rooms).await {
+                    while let Err(why) = make_up_for_loss(&gateway, &tenant, &rooms).await {
                         tracing::warn!(tenant = %tenant.id, why, "the registry cannot be put right yet");
                         sleep(ERROR_REST + jitter(ERROR_REST)).await;
                     }
@@ -146,11 +155,16 @@ async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: 
                     if changed.is_err() {
                         return;
                     }
-                    let away = *health.borrow_and_update() != Health::Up;
-                    // A server that took over may lack a leaving that nobody else has heard of.
-                    if std::mem::replace(&mut was_away, away) && !away {
+                    if *health.borrow_and_update() == Health::Up {
                         audit_at = audit_at.min(Instant::now() + AUDIT_AFTER_OUTAGE + jitter(AUDIT_AFTER_OUTAGE));
                     }
+                }
+                () = tenant.decisions.met_absent() => {
+                    if let Err(why) = register_missing(&gateway, &tenant, &rooms).await {
+                        tracing::debug!(tenant = %tenant.id, why, "who is missing in the registry cannot be found now");
+                    }
+                    // Commits of one that was taken out meet it again and again.
+                    sleep(ABSENT_REST).await;
                 }
                 () = sleep_until(audit_at) => {
                     audit_at = audit_time();
@@ -168,9 +182,48 @@ fn audit_time() -> Instant {
     Instant::now() + AUDIT_EVERY + jitter(AUDIT_EVERY)
 }
 
-/// Takes out those that the registry has and this node has not. The registry is read first: whoever is in it and not
-/// attached afterwards has left.
+/// Nobody stays whose token was revoked in an entry that was lost, and everybody is registered.
+async fn make_up_for_loss(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    end_revoked(tenant, rooms).await?;
+    put_right(gateway, tenant, rooms).await
+}
+
+/// Ends the connections that hold revoked tokens, whatever hindered the log's telling so.
+async fn end_revoked(tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    let revoked = tenant.decisions.revoked().await.map_err(|error| error.to_string())?;
+    if revoked.is_empty() {
+        return Ok(());
+    }
+    rooms.revoke(revoked).await.map_err(|error| error.to_string())
+}
+
+/// Registers whom the registry has not and this node has. Whom others took out is not among them: the registry is read,
+/// and this node has applied all that was committed until then before it says who is here. Nor is whoever arrived
+/// meanwhile, whom the registry has when it is read again.
+async fn register_missing(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    let (engine, id) = (&gateway.engine, &tenant.id);
+    let mut known = HashSet::new();
+    known.extend(engine.registered(id).await.map_err(|error| error.to_string())?);
+    let nothing = Arc::new(Commit::new(CommitId::random()));
+    let top = engine.commit(id, nothing).await.map_err(|error| error.to_string())?;
+    if let Outcome::Committed(top) = top {
+        let applied = tokio::time::timeout(APPLIED_TIMEOUT, rooms.applied(top)).await;
+        applied.map_err(|_| "this node is late in applying the log")?.map_err(|error| error.to_string())?;
+    }
+    let Census { there, .. } = rooms.census().await.map_err(|error| error.to_string())?;
+    known.extend(engine.registered(id).await.map_err(|error| error.to_string())?);
+    let missing = there.iter().filter(|one| !known.contains(&one.connection)).count();
+    if missing == 0 {
+        return Ok(());
+    }
+    tracing::warn!(tenant = %tenant.id, missing, "connections are not registered any more");
+    put_right(gateway, tenant, rooms).await
+}
+
+/// Takes out those that the registry has and this node has not, and the other way round. The registry is read first:
+/// whoever is in it and not attached afterwards has left.
 async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    register_missing(gateway, tenant, rooms).await?;
     let known = gateway.engine.registered(&tenant.id).await.map_err(|error| error.to_string())?;
     let Census { attached, .. } = rooms.census().await.map_err(|error| error.to_string())?;
     for id in known.into_iter().filter(|id| !attached.contains(id) && !tenant.leaving.contains(id)) {
@@ -178,7 +231,7 @@ async fn audit(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<
         let commit = Commit { effects: vec![Effect::Gone { id }], ..Commit::new(CommitId::random()) };
         tenant.decisions.commit_directly(commit).await.map_err(|error| error.to_string())?;
     }
-    Ok(())
+    end_revoked(tenant, rooms).await
 }
 
 /// Registers until nothing moved between looking and registering: what is committed in between may be a join that is

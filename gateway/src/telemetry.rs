@@ -44,6 +44,7 @@ fn describe() {
     );
     describe_histogram!("resume_seconds", "From a client's coming back to the answer, what it missed included");
     describe_histogram!("engine_commit_seconds", "Time of a commit, conflicts and resends included");
+    describe_counter!("admin_requests_total", "Calls of the admin API, by route and status");
     describe_redis();
     describe_counter!("commit_conflicts_total", "Commits refused because something read had changed");
     describe_counter!("commit_ambiguous_total", "Commits sent again because their outcome was unknown");
@@ -59,12 +60,36 @@ fn describe() {
     describe_histogram!("timer_lateness_seconds", "From a timer's due time to its firing");
     describe_counter!("timer_redelivered_total", "Timers claimed again after a failed or unfinished attempt");
     describe_counter!("timers_dead_total", "Timers given up and kept as dead, by tenant");
+    describe_counter!(
+        "key_set_fetches_total",
+        "Key sets that were looked for, by tenant and result: fetched, failed, limited"
+    );
+    describe_counter!("revoked_connections_total", "Connections that were ended because their tokens were revoked");
     describe_gauge!("nodes", "Nodes that live, this one included");
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_counter!(
+        "plugin_code_total",
+        "Components made ready, by where their code came from: memory, disk or compiler"
+    );
+    describe_counter!("plugin_code_cache_rejected_total", "Files of the code cache that were not as written");
+    describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
+    describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
+    describe_catalog();
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
+}
+
+/// What following the catalog tells.
+fn describe_catalog() {
+    describe_gauge!(
+        "catalog_troubled_tenants",
+        "Tenants of the catalog that this node cannot serve altogether as they are written"
+    );
+    describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
+    describe_counter!("auto_rollbacks_total", "Versions that kept failing and were rolled back by themselves");
+    describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
 }
 
 /// What the Redis engine tells of its connections.

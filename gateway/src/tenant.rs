@@ -101,6 +101,8 @@ pub struct Tenant {
     /// Are Socket.IO clients given a `pid`, and an offset as the last argument of every event, so that they get what
     /// they missed when they come back (connection state recovery)? Handlers of fixed arity do not expect that argument.
     pub socketio_recovery: bool,
+    /// Are clients sent `authenticated` once they are in? Those of some older back ends wait for it.
+    pub authenticated_event: bool,
     /// Types of rooms (`flat` of `flat:a1`) whose members are told who comes and goes: `presence:join` and
     /// `presence:leave`, in bursts and in rooms of more than 50 members on a node together as `presence:update`.
     pub presence_events: Arc<[String]>,
@@ -109,13 +111,42 @@ pub struct Tenant {
     /// The bearer token with which the tenant's own back end raises events over HTTP;
     /// `None`: nobody can.
     pub backend_token: Option<Secret>,
+    /// Who may have signed the components that are uploaded for it.
+    pub signature_keys: Vec<SignatureKey>,
+    /// Are only signed components taken? Those that a tenant file names are the operator's own, and need none.
+    pub require_signature: bool,
+}
+
+/// The longest id of a signature key, in bytes.
+pub const SIGNATURE_KEY_ID_BYTES_MAX: usize = 64;
+
+/// An Ed25519 key that components are signed with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignatureKey {
+    /// What signatures call it.
+    pub id: String,
+    /// Its public half.
+    pub public_key: [u8; 32],
+}
+
+/// Is it 1 to 64 of letters, digits, `.`, `_` and `-`? The form of the ids of signature keys.
+pub fn is_key_id(id: &str) -> bool {
+    (1..=SIGNATURE_KEY_ID_BYTES_MAX).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// How a tenant's tokens are verified.
 #[derive(Debug, Clone)]
 pub struct Auth {
-    /// The keys, several at once for rotation.
+    /// The keys that the settings give, several at once for rotation.
     pub keys: Vec<VerifyingKey>,
+    /// Sets of keys that are looked at again while the tenant is served.
+    pub key_sets: Vec<KeySet>,
+    /// How often the sets behind URLs are fetched.
+    pub key_set_refresh: Duration,
+    /// Do connections end when the key that admitted them leaves its set? Otherwise the set vouches for them: whoever
+    /// issues tokens changes keys as a matter of course, and the tokens of the old one run out by themselves.
+    pub key_sets_end_connections: bool,
     /// The claim that is the subject.
     pub subject_claim: String,
     /// If given, `aud` must contain one of them.
@@ -128,8 +159,54 @@ pub struct Auth {
     pub anonymous: bool,
 }
 
-/// One key that verifies tokens.
+impl Auth {
+    /// The keys of the settings, then those of the sets as they were last seen.
+    pub fn all_keys(&self) -> impl Iterator<Item = &VerifyingKey> {
+        self.keys.iter().chain(self.key_sets.iter().flat_map(|set| &set.keys))
+    }
+}
+
+/// A JSON Web Key set, and what was last seen in it.
 #[derive(Debug, Clone)]
+pub struct KeySet {
+    /// Where it is.
+    pub source: KeySetSource,
+    /// Its usable keys; none while a URL has not been fetched yet.
+    pub keys: Vec<VerifyingKey>,
+}
+
+/// Where a JSON Web Key set is.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum KeySetSource {
+    /// A file of this machine, read again when it changes.
+    File(PathBuf),
+    /// A URL: `https`, or `http` to this machine.
+    Url {
+        /// The whole of it.
+        url: Arc<str>,
+        /// May it only lead to addresses of the public Internet? So where whoever wrote it does not have this machine.
+        public_only: bool,
+    },
+}
+
+impl fmt::Display for KeySetSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KeySetSource::File(path) => write!(f, "{}", path.display()),
+            // A query may hold a password.
+            KeySetSource::Url { url, .. } => f.write_str(url.split(['?', '#']).next().unwrap_or_default()),
+        }
+    }
+}
+
+impl fmt::Debug for KeySetSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// One key that verifies tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyingKey {
     /// The `kid` that selects it. A token whose `kid` names no key, or that has none, is tried
     /// against all keys for its algorithm.
@@ -159,7 +236,7 @@ pub enum Algorithm {
 }
 
 /// The bytes of a key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyMaterial {
     /// A shared secret, for HS*.
     Secret(Secret),
@@ -296,6 +373,34 @@ pub struct CallLimits {
     pub waiting_calls: usize,
     /// Attempts at one input when its reads conflict with other commits.
     pub attempts: u32,
+    /// Computing time of all calls of the tenant on one node, in milliseconds a second: 1,000 is one core. Beyond it
+    /// calls are slowed down, not ended. 0: unlimited.
+    pub cpu_ms_per_second: u32,
+    /// Log lines of all calls of the tenant on one node, a minute; more are dropped, and that is told.
+    pub log_lines_per_minute: PerMinute,
+    /// When a hook of a plugin that keeps failing is not called any more.
+    pub breaker: BreakerLimits,
+}
+
+/// When a circuit breaker opens and how long it rests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerLimits {
+    /// It opens when so many of a hundred calls in the window failed. 0: never.
+    pub failure_percent: u32,
+    /// Not before so many calls in the window.
+    pub calls_min: u32,
+    /// The window, in milliseconds.
+    pub window_ms: u32,
+    /// How long it rests before one call is tried, in milliseconds; doubled when that fails.
+    pub rest_ms: u32,
+    /// The longest rest, in milliseconds.
+    pub rest_max_ms: u32,
+}
+
+impl Default for BreakerLimits {
+    fn default() -> Self {
+        BreakerLimits { failure_percent: 50, calls_min: 20, window_ms: 10_000, rest_ms: 1_000, rest_max_ms: 30_000 }
+    }
 }
 
 impl Default for CallLimits {
@@ -315,6 +420,9 @@ impl Default for CallLimits {
             concurrent_calls: 64,
             waiting_calls: 1_024,
             attempts: 8,
+            cpu_ms_per_second: 1_000,
+            log_lines_per_minute: NonZeroU32::new(600),
+            breaker: BreakerLimits::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use crate::commit::{Millis, seconds_since};
 use crate::decision::{Input, Undecided};
-use crate::engine::DueTimer;
+use crate::engine::{DueTimer, Health};
 use crate::gateway::Gateway;
 
 /// How often due timers are looked for.
@@ -28,6 +28,8 @@ const RETRY_MS: Millis = 500;
 const RETRY_DOUBLINGS_MAX: u32 = 7;
 /// How long a timer rests that was not tried, or whose handler asked to be called later.
 const LATER_REST_MS: Millis = 1_000;
+/// How long postponing rests that the engine could not take.
+const POSTPONE_REST: Duration = Duration::from_millis(200);
 /// How long a timer rests whose tenant is not served here.
 const ELSEWHERE_REST_MS: Millis = 60_000;
 /// How long a timer rests whose tenant has [`FIRING_MAX`](crate::gateway::LiveTenant::FIRING_MAX) of them firing.
@@ -83,8 +85,12 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
     let outcome = match result {
         Ok(_) => "ok",
         Err(Undecided::TimerGone) => "gone",
-        Err(Undecided::Engine(_) | Undecided::Later(_)) => {
-            postpone(gateway, &timer, LATER_REST_MS).await;
+        Err(Undecided::Engine(_)) => {
+            uncount(gateway, &timer).await;
+            "later"
+        }
+        Err(Undecided::Later(refusal)) => {
+            postpone(gateway, &timer, refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS)).await;
             "later"
         }
         Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
@@ -93,7 +99,7 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
             give_back(gateway, &timer, rest).await;
             "retried"
         }
-        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal)) => {
+        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal) | Undecided::Unauthorized(refusal)) => {
             bury(gateway, &timer, &format!("{}: {}", refusal.code, refusal.message)).await;
             "given_up"
         }
@@ -117,6 +123,22 @@ async fn postpone(gateway: &Gateway, timer: &DueTimer, after_ms: Millis) {
         // Its lease ends by itself.
         tracing::debug!(%error, "a timer could not be postponed");
     }
+}
+
+/// Postpones a timer that the engine's absence cut short, as soon as the engine is back: the attempt must not count.
+/// Its places stay taken meanwhile, for nothing else can fire either.
+async fn uncount(gateway: &Gateway, timer: &DueTimer) {
+    let mut health = gateway.engine.health(&timer.tenant);
+    let back = async {
+        // An engine that has ended refuses, and draining ends the waiting.
+        while let Err(error) = gateway.engine.postpone_timer(timer, LATER_REST_MS).await {
+            tracing::debug!(%error, "a timer could not be postponed yet");
+            tokio::time::sleep(POSTPONE_REST).await;
+            let _ = health.wait_for(|health| *health == Health::Up).await;
+        }
+    };
+    // What is left then comes again when its lease ends.
+    tokio::select! { () = back => {}, () = gateway.tasks.draining().cancelled() => {} }
 }
 
 /// Gives a timer up; it is kept among the dead.

@@ -10,6 +10,7 @@ use super::{
     TenantRecord, VERSIONS_KEPT_MAX, VersionRecord, keys,
 };
 use crate::commit::now_ms;
+use crate::config::{Mistakes, plugin_from_json, role_name};
 use crate::tenant::{Role, TenantId, is_name};
 
 /// Versions that are remembered as having run before.
@@ -111,10 +112,10 @@ impl Catalog {
 
     /// Does a plugin go together with the tenant's others?
     async fn fits(&self, tenant: &TenantId, plugin: &PluginRecord) -> Result<(), CatalogError> {
-        let mut mistakes = Vec::new();
-        if plugin.role != Role::Handler && plugin.events.is_some() {
-            mistakes.push("only a handler has events".to_owned());
-        }
+        let mut mistakes = match plugin_from_json(&plugin.name, &plugin.document()) {
+            Ok(_) => Vec::new(),
+            Err(Mistakes(mistakes)) => mistakes.iter().map(ToString::to_string).collect(),
+        };
         if let Some(Canary { share, .. }) = plugin.canary.filter(|canary| canary.share > super::SHARES) {
             mistakes.push(format!("a canary's share is 0 to {} 10,000ths, not {share}", super::SHARES));
         }
@@ -123,7 +124,7 @@ impl Catalog {
         if plugin.role != Role::Handler
             && let Some(other) = others.iter().find(|other| other.role == plugin.role)
         {
-            let role = crate::config::role_name(plugin.role);
+            let role = role_name(plugin.role);
             mistakes.push(format!("a tenant has at most one {role}, and {:?} is one", other.name));
         }
         if !mistakes.is_empty() {

@@ -9,13 +9,14 @@ use serde_json::{Map, Value};
 
 use super::CatalogError;
 use crate::commit::{Millis, StateKey};
+use crate::config::role_name;
 use crate::tenant::{Pattern, Role, TenantId};
 
 /// The format of records that this version writes, and the latest that it reads.
 pub const FORMAT: u32 = 1;
 
-/// The longest record, in bytes.
-pub const RECORD_BYTES_MAX: usize = 256 << 10;
+/// The longest record, in bytes: room for the longest settings before and after a change.
+pub const RECORD_BYTES_MAX: usize = 1 << 20;
 
 /// How many 10,000ths there are: a canary's share of users is counted in them.
 pub const SHARES: u32 = 10_000;
@@ -140,6 +141,18 @@ impl PluginRecord {
             changed_ms: 0,
             more: Map::new(),
         }
+    }
+
+    /// What a `[[plugins]]` of a tenant's file would say, without name and component.
+    pub fn document(&self) -> Map<String, Value> {
+        let mut document = self.options.clone();
+        document.insert("role".into(), role_name(self.role).into());
+        if let Some(events) = &self.events {
+            document.insert("events".into(), events.iter().map(|pattern| Value::from(&*pattern.0)).collect());
+        }
+        let settings = self.settings.iter().map(|(name, value)| (name.clone(), Value::from(&**value)));
+        document.insert("settings".into(), Value::Object(settings.collect()));
+        document
     }
 
     /// A version by its number.
@@ -361,7 +374,7 @@ mod tests {
     fn a_record_that_is_too_long_is_refused_with_the_limit() {
         let settings = Map::from_iter([("x".to_owned(), Value::String("y".repeat(RECORD_BYTES_MAX)))]);
         let error = encode(&TenantRecord::new(TenantId::parse("acme").unwrap(), settings)).unwrap_err();
-        assert!(error.to_string().contains("262144"), "{error}");
+        assert!(error.to_string().contains("1048576"), "{error}");
     }
 
     #[test]

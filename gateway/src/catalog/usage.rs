@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::store::Tries;
 use super::{Catalog, CatalogError, PAGE_MAX, keys};
 use crate::commit::{CommitId, Millis, StateKey, Version};
-use crate::tenant::{TenantId, is_name};
+use crate::tenant::TenantId;
 
 /// How long accounts are kept, in milliseconds: 400 days.
 pub const USAGE_KEPT_MS: Millis = 400 * 24 * 3_600_000;
@@ -31,7 +31,7 @@ pub struct UsageDelta {
     pub tenant: TenantId,
     /// Which; a name such as `gateway` where it is no plugin's.
     pub plugin: String,
-    /// What, for example `calls`, `cpu-us`: `[a-z0-9-]`.
+    /// What, for example `calls`, `cpu_us`: 1 to 64 of `a-z`, `0-9`, `-` and `_`.
     pub what: String,
     /// How much.
     pub number: i64,
@@ -73,8 +73,7 @@ impl Catalog {
             let (what, value, limit) = ("numbers added to the accounts at once", deltas.len(), USAGE_DELTAS_MAX);
             return Err(CatalogError::Limit { what, value, limit });
         }
-        let named =
-            |delta: &&UsageDelta| is_name(&delta.plugin, NAME_BYTES_MAX) && is_name(&delta.what, NAME_BYTES_MAX);
+        let named = |delta: &&UsageDelta| is_key(&delta.plugin) && is_key(&delta.what);
         if let Some(delta) = deltas.iter().find(|delta| !named(delta)) {
             return Err(CatalogError::Invalid(vec![format!("{:?} or {:?} is no name", delta.plugin, delta.what)]));
         }
@@ -139,6 +138,11 @@ impl Catalog {
         }
         Ok(rows.into_iter().map(|((day, plugin), used)| UsageRow { day, plugin, used }).collect())
     }
+}
+
+fn is_key(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(plain)
 }
 
 fn is_day(text: &str) -> bool {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::plugin_build::contract;
 use crate::config::{self, Config, Environment, Flags, Mistake, Mistakes, Place, role_name};
-use crate::tenant::{PluginSettings, Role, Tenant};
+use crate::tenant::{KeySetSource, PluginSettings, Role, Tenant};
 
 /// Checks everything and says what is there.
 ///
@@ -68,7 +68,9 @@ pub(crate) fn summary(config: &Config) -> String {
 }
 
 fn describe(text: &mut String, tenant: &Tenant) {
-    let keys: Vec<String> = tenant.auth.keys.iter().map(|key| format!("{:?}", key.algorithm)).collect();
+    let mut keys: Vec<String> = tenant.auth.all_keys().map(|key| format!("{:?}", key.algorithm)).collect();
+    let urls = tenant.auth.key_sets.iter().filter(|set| matches!(set.source, KeySetSource::Url { .. }));
+    keys.extend(urls.map(|set| format!("those of {}", set.source)));
     line(
         text,
         format_args!("tenant {}: keys {}", tenant.id, if keys.is_empty() { "none".into() } else { keys.join(", ") }),

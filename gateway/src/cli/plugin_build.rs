@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use crate::decision::plugin::contract;
 pub use toolchain::Toolchain;
 
-pub mod contract;
+pub mod headroom;
 mod javascript;
 mod output;
 mod python;
@@ -20,6 +21,7 @@ mod run;
 mod rust;
 mod toolchain;
 mod workshop;
+mod worlds;
 
 /// What to build, and where to.
 #[derive(Debug, Clone, Default)]

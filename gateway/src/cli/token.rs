@@ -1,7 +1,7 @@
 //! `postern token`: a token for one of a tenant's clients.
 
 use clap::Args;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::Failure;
 use crate::config::{self, Environment, Flags};
@@ -29,6 +29,10 @@ pub struct TokenArgs {
     /// The id of the tenant's key to sign with [default: its first shared secret].
     #[arg(long, value_name = "ID")]
     pub key: Option<String>,
+    /// Sign with the shared secret (HS256) in this variable: for tenants that have no file here, such as those of the admin
+    /// API.
+    #[arg(long, value_name = "VARIABLE", conflicts_with_all = ["tenants", "config"])]
+    pub secret_env: Option<String>,
     /// The directory of the tenant files [env: POSTERN_TENANTS] [default: ./tenants].
     #[arg(long, value_name = "DIR")]
     pub tenants: Option<String>,
@@ -51,10 +55,8 @@ pub struct Issued {
 /// # Errors
 /// What is wrong with the arguments or with the tenant's file; no key to sign with.
 pub fn token(args: &TokenArgs, env: &dyn Environment, now_s: u64) -> Result<Issued, Failure> {
-    let given = [("config", &args.config), ("tenants", &args.tenants)];
-    let flags: Flags = given.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))).collect();
     let name = TenantId::parse(&args.tenant).map_err(|error| Failure::Usage(error.to_string()))?;
-    let tenant = config::load_tenant(&flags, env, &name).map_err(|mistakes| Failure::Usage(mistakes.to_string()))?;
+    let tenant = tenant(args, env, &name)?;
 
     let (key, secret) = signing_key(&tenant, args.key.as_deref())?;
     let claims = claims(args, &tenant, now_s)?;
@@ -65,9 +67,29 @@ pub fn token(args: &TokenArgs, env: &dyn Environment, now_s: u64) -> Result<Issu
     Ok(Issued { token, refusal })
 }
 
+/// As its file says, or made up of the one secret that is given.
+fn tenant(args: &TokenArgs, env: &dyn Environment, name: &TenantId) -> Result<Tenant, Failure> {
+    let Some(variable) = &args.secret_env else {
+        let given = [("config", &args.config), ("tenants", &args.tenants)];
+        let flags: Flags = given.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))).collect();
+        return config::load_tenant(&flags, env, name).map_err(|mistakes| Failure::Usage(mistakes.to_string()));
+    };
+    let secret = env.get(variable).filter(|secret| !secret.is_empty());
+    let secret = secret
+        .ok_or_else(|| Failure::Usage(format!("the environment variable `{variable}` is not set (--secret-env)")))?;
+    let mut key = json!({ "algorithm": "HS256", "secret": secret });
+    if let Some(id) = &args.key {
+        key["id"] = id.as_str().into();
+    }
+    let settings = json!({ "auth": { "keys": [key] } });
+    let (tenant, _) = config::tenant_from_json(name, &settings, false)
+        .map_err(|mistakes| Failure::Usage(format!("--secret-env {variable}: {mistakes}")))?;
+    Ok(tenant)
+}
+
 fn signing_key<'a>(tenant: &'a Tenant, id: Option<&str>) -> Result<(&'a VerifyingKey, Secret), Failure> {
     let wanted = |key: &&VerifyingKey| id.is_none() || key.id.as_deref() == id;
-    let found = tenant.auth.keys.iter().filter(wanted).find_map(|key| Some((key, shared_secret(key)?)));
+    let found = tenant.auth.all_keys().filter(wanted).find_map(|key| Some((key, shared_secret(key)?)));
     found.ok_or_else(|| match id {
         Some(id) => Failure::Failed(format!("the tenant {} has no shared secret (HS*) with the id {id:?}", tenant.id)),
         None => Failure::Failed(format!(
@@ -150,5 +172,27 @@ mod tests {
         for wrong in ["", "h", "1", "0s", "-1h", "1y", "99999d", "18446744073709551615d", "1µ"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_secret_of_the_environment_signs_for_a_tenant_without_a_file() {
+        let args = |variable: &str| TokenArgs {
+            tenant: "acme".into(),
+            sub: "asha".into(),
+            claims: Vec::new(),
+            ttl: 60,
+            key: Some("k1".into()),
+            secret_env: Some(variable.into()),
+            tenants: None,
+            config: None,
+        };
+        let secret = "0123456789abcdef0123456789abcdef";
+        let env: std::collections::BTreeMap<String, String> =
+            [("GOOD", secret), ("SHORT", "hunter2")].map(|(name, value)| (name.into(), value.into())).into();
+        let issued = token(&args("GOOD"), &env, 1_000).unwrap();
+        assert_eq!(issued.refusal, None);
+        let short = token(&args("SHORT"), &env, 1_000).unwrap_err().to_string();
+        assert!(short.contains("at least 32") && !short.contains("hunter2"), "{short}");
+        assert!(token(&args("NOT_SET"), &env, 1_000).unwrap_err().to_string().contains("`NOT_SET` is not set"));
     }
 }

@@ -1,14 +1,17 @@
-//! The `[auth]` of a tenant: keys from texts, files and the environment.
+//! The `[auth]` of a tenant: keys from texts, files, URLs and the environment.
 
 use std::collections::HashSet;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::source::{Given, Place, Report, Section};
 use super::tenant::Context;
 use crate::decision::token::{
-    ALGORITHMS, KEYS_PER_ALGORITHM_MAX, KeyError, algorithm_named, check_key, jwk_algorithm, shared_secret,
+    ALGORITHMS, KEYS_PER_ALGORITHM_MAX, KeyError, algorithm_named, check_key, jwk_algorithm, read_key_set,
+    shared_secret,
 };
-use crate::tenant::{Algorithm, Auth, KeyMaterial, Secret, VerifyingKey};
+use crate::tenant::{Algorithm, Auth, KeyMaterial, KeySet, KeySetSource, Secret, VerifyingKey};
 
 /// Shared secrets shorter than this can be guessed (RFC 7518 §3.2), in bytes.
 const SECRET_BYTES_MIN: usize = 32;
@@ -20,12 +23,22 @@ const DEMO_MARK: &[u8] = b"demo-only";
 const LEEWAY_S: u64 = 30;
 const LEEWAY_S_MAX: u64 = 600;
 
+/// How often key sets behind URLs are fetched, unless written otherwise, and what can be written, in milliseconds.
+const KEY_SET_REFRESH: Duration = Duration::from_secs(300);
+const KEY_SET_REFRESH_MS: RangeInclusive<u64> = 1_000..=86_400_000;
+
+/// The longest URL of a key set, in bytes.
+const URL_BYTES_MAX: usize = 2_048;
+
 /// The ways to write a key.
 const SOURCES: [&str; 5] = ["secret", "secret_env", "pem", "pem_file", "jwk"];
 
 pub(super) fn auth(section: Option<Section<'_>>, context: &Context<'_>, report: &mut Report) -> Auth {
     let mut auth = Auth {
         keys: Vec::new(),
+        key_sets: Vec::new(),
+        key_set_refresh: KEY_SET_REFRESH,
+        key_sets_end_connections: false,
         subject_claim: "sub".into(),
         audiences: Vec::new(),
         issuers: Vec::new(),
@@ -60,11 +73,19 @@ pub(super) fn auth(section: Option<Section<'_>>, context: &Context<'_>, report: 
             report.warn(&anonymous.at, format_args!("the tenant {name} lets clients in without a token"));
         }
     }
-    auth.keys = keys(&mut given, context, report);
+    (auth.keys, auth.key_sets) = keys(&mut given, context, report);
+    auth.key_sets.extend(key_set_url(&mut given, context, report));
+    if let Some(refresh) = given.get("jwks_refresh_ms").and_then(|given| given.millis(KEY_SET_REFRESH_MS, report)) {
+        auth.key_set_refresh = refresh;
+    }
+    if let Some(ends) = given.get("jwks_ends_connections").and_then(|given| given.boolean(report)) {
+        auth.key_sets_end_connections = ends;
+    }
     let at = given.at.clone();
     given.finish(report);
-    if auth.keys.is_empty() && !auth.anonymous && report.mistakes.len() == mistakes_before {
-        let problem = "no key can be used, so nobody can connect: give `[[auth.keys]]` or `jwks_file`";
+    let later = auth.key_sets.iter().any(|set| matches!(set.source, KeySetSource::Url { .. }));
+    if auth.all_keys().next().is_none() && !later && !auth.anonymous && report.mistakes.len() == mistakes_before {
+        let problem = "no key can be used, so nobody can connect: give `[[auth.keys]]`, `jwks_file` or `jwks_url`";
         if context.of_a_file {
             report.mistake(at, problem);
         } else {
@@ -75,7 +96,8 @@ pub(super) fn auth(section: Option<Section<'_>>, context: &Context<'_>, report: 
     auth
 }
 
-fn keys(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Vec<VerifyingKey> {
+/// The written keys, and the set of the file that is named.
+fn keys(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> (Vec<VerifyingKey>, Vec<KeySet>) {
     let mut keys: Vec<(Place, VerifyingKey)> = Vec::new();
     for section in given.sections("keys", report) {
         let at = section.at.clone();
@@ -83,8 +105,13 @@ fn keys(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> 
             keys.push((at, key));
         }
     }
-    if let Some(file) = given.get("jwks_file") {
-        keys.extend(key_set(&file, context, report).into_iter().map(|key| (file.at.clone(), key)));
+    let written = keys.len();
+    let mut source = None;
+    if let Some(file) = given.get("jwks_file")
+        && let Some(set) = key_set_file(&file, context, report)
+    {
+        keys.extend(set.keys.into_iter().map(|key| (file.at.clone(), key)));
+        source = Some(set.source);
     }
 
     let mut ids = HashSet::new();
@@ -102,7 +129,9 @@ fn keys(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> 
             report.mistake(given.at.clone(), problem);
         }
     }
-    keys.into_iter().map(|(_, key)| key).collect()
+    let mut keys: Vec<_> = keys.into_iter().map(|(_, key)| key).collect();
+    let of_the_set = keys.split_off(written);
+    (keys, source.map(|source| KeySet { source, keys: of_the_set }).into_iter().collect())
 }
 
 /// One `[[auth.keys]]`.
@@ -185,34 +214,61 @@ pub(super) fn secret_of_environment(
 
 /// The keys of a JWK set file. Keys of kinds that nothing here uses are only warned of: a
 /// provider's set may well hold some.
-fn key_set(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> Vec<VerifyingKey> {
-    let Some(path) = given.string(report) else { return Vec::new() };
-    let set = context.read(&path).and_then(|(path, bytes)| {
-        let mut set: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|error| format!("{} is no JSON: {error}", path.display()))?;
-        match set.get_mut("keys").map(serde_json::Value::take) {
-            Some(serde_json::Value::Array(keys)) => Ok(keys),
-            _ => Err(format!("{} is no JWK set: it has no array `keys`", path.display())),
-        }
+fn key_set_file(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> Option<KeySet> {
+    let path = given.string(report)?;
+    let read = context.read(&path).and_then(|(path, bytes)| match read_key_set(&bytes, false) {
+        Ok(set) => Ok((path, set)),
+        Err(problem) => Err(format!("{} {problem}", path.display())),
     });
-    let set = match set {
-        Ok(set) => set,
+    let (path, set) = match read {
+        Ok(read) => read,
         Err(problem) => {
             report.mistake(given.at.clone(), problem);
-            return Vec::new();
+            return None;
         }
     };
-    let mut keys = Vec::new();
-    for (index, jwk) in set.into_iter().enumerate() {
-        let id = jwk.get("kid").and_then(serde_json::Value::as_str).map(String::from);
-        let text = jwk.to_string();
-        match jwk_algorithm(&text) {
-            Ok(algorithm) => keys.push(VerifyingKey { id, algorithm, material: KeyMaterial::Jwk(text) }),
-            Err(error @ KeyError::PrivateKey) => report.mistake(given.at.clone(), format!("keys[{index}]: {error}")),
-            Err(error) => report.warn(&given.at, format_args!("keys[{index}] is left out: {error}")),
+    for (index, error) in set.left_out {
+        match error {
+            KeyError::PrivateKey => report.mistake(given.at.clone(), format!("keys[{index}]: {error}")),
+            error => report.warn(&given.at, format_args!("keys[{index}] is left out: {error}")),
         }
     }
-    keys
+    Some(KeySet { source: KeySetSource::File(path), keys: set.keys })
+}
+
+/// A JWK set to be fetched; nothing is fetched here.
+fn key_set_url(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<KeySet> {
+    let given = given.get("jwks_url")?;
+    let url = given.string(report)?;
+    if let Err(must) = check_url(&url, context.of_a_file) {
+        // Not shown: it may hold a password.
+        report.mistake(given.at.clone(), must);
+        return None;
+    }
+    let source = KeySetSource::Url { url: url.into(), public_only: !context.of_a_file };
+    Some(KeySet { source, keys: Vec::new() })
+}
+
+/// `https`, or, where a file of this machine says so, `http` to this machine: whoever can change keys on their way can
+/// make tokens.
+fn check_url(url: &str, of_a_file: bool) -> Result<(), &'static str> {
+    let uri: Option<hyper::Uri> = url.parse().ok().filter(|_| url.len() <= URL_BYTES_MAX);
+    let Some((uri, host)) = uri.as_ref().and_then(|uri| Some((uri, uri.host()?))) else {
+        return Err("must be a URL of at most 2048 bytes such as \"https://id.example.com/.well-known/jwks.json\"");
+    };
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("must have no user and no password in it");
+    }
+    let here = host == "localhost"
+        || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    match uri.scheme_str() {
+        Some("https") => Ok(()),
+        Some("http") if here && of_a_file => Ok(()),
+        Some("http") if of_a_file => {
+            Err("must be https: plain http is only for this machine (localhost, 127.0.0.1, ::1)")
+        }
+        _ => Err("must be https"),
+    }
 }
 
 fn check(key: &VerifyingKey, at: &Place, context: &Context<'_>, report: &mut Report) {

@@ -4,14 +4,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::source::{Document, Mistakes, Place, Report};
 use super::tenant::{self, Context};
-use crate::tenant::{Tenant, TenantId};
+use crate::tenant::{PluginSettings, Tenant, TenantId};
 
 /// What mistakes call the document.
 const SOURCE: &str = "settings";
+
+/// What stands for the file of a component that was uploaded.
+const UPLOADED: &str = "(uploaded)";
 
 /// The longest document, in bytes as JSON.
 pub const DOCUMENT_BYTES_MAX: usize = 256 << 10;
@@ -47,6 +50,44 @@ pub fn tenant_from_json(id: &TenantId, settings: &Value, demo: bool) -> Result<(
     }
 }
 
+/// Reads a plugin of a tenant: `document` has the keys of a `[[plugins]]` of a tenant's file, without `name` and
+/// `component`, which comes by itself.
+///
+/// # Errors
+/// All mistakes, each with its key.
+pub fn plugin_from_json(name: &str, document: &Map<String, Value>) -> Result<PluginSettings, Mistakes> {
+    let mut report = Report::default();
+    for key in ["name", "component"].into_iter().filter(|key| document.contains_key(*key)) {
+        report.mistake(place(key), "is not for this document");
+    }
+    let mut plugin = document.clone();
+    plugin.insert("name".into(), name.into());
+    plugin.insert("component".into(), UPLOADED.into());
+    let text = match toml::to_string(&Map::from_iter([("plugin".to_owned(), Value::Object(plugin))])) {
+        Ok(text) => text,
+        Err(error) => {
+            report.mistake(place(""), format!("cannot be read: {error} (no null, no number beyond 64 bits)"));
+            return Err(Mistakes(report.mistakes));
+        }
+    };
+    let env = BTreeMap::new();
+    let document = Document::parse("plugin", &text, &mut report);
+    let section = document.as_ref().and_then(|document| document.root().section("plugin", &mut report));
+    let plugin = section.and_then(|section| tenant::plugin(section, &without_a_file(name, &env, false), &mut report));
+    for mistake in &mut report.mistakes {
+        mistake.place.line = None;
+    }
+    match plugin {
+        Some(plugin) if report.mistakes.is_empty() => Ok(plugin),
+        _ => Err(Mistakes(report.mistakes)),
+    }
+}
+
+/// Nothing of this machine is at hand, whatever a document says.
+fn without_a_file<'a>(name: &'a str, env: &'a BTreeMap<String, String>, demo: bool) -> Context<'a> {
+    Context { path: Path::new(SOURCE), name, env, demo, plugins_dir: None, with_components: false, of_a_file: false }
+}
+
 fn read(id: &TenantId, settings: &Value, demo: bool, report: &mut Report) -> Option<Tenant> {
     let Value::Object(settings) = settings else {
         report.mistake(place(""), "must be a JSON object");
@@ -77,18 +118,8 @@ fn read(id: &TenantId, settings: &Value, demo: bool, report: &mut Report) -> Opt
         }
     };
     let document = Document::parse(SOURCE, &text, report)?;
-    // Nothing of this machine is at hand, whatever the document says.
     let env = BTreeMap::new();
-    let context = Context {
-        path: Path::new(SOURCE),
-        name: id.as_str(),
-        env: &env,
-        demo,
-        plugins_dir: None,
-        with_components: false,
-        of_a_file: false,
-    };
-    tenant::of_document(&document, &context, report)
+    tenant::of_document(&document, &without_a_file(id.as_str(), &env, demo), report)
 }
 
 fn place(key: &str) -> Place {
@@ -182,6 +213,31 @@ mod tests {
             let (tenant, warnings) = tenant_from_json(&acme(), &settings, false).unwrap();
             assert!(tenant.auth.keys.is_empty() && !tenant.auth.anonymous);
             assert!(warnings[0].contains("no key yet"), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn a_documents_key_set_is_fetched_from_the_public_internet_only() {
+        let with = |url: &str| json!({"auth": {"jwks_url": url}});
+        for inside in ["http://127.0.0.1:8200/keys", "http://localhost/", "http://id.example/jwks"] {
+            assert!(mistakes(&with(inside)).join("").contains("must be https"), "{inside}");
+        }
+        let (tenant, _) = tenant_from_json(&acme(), &with("https://10.0.0.1/jwks"), false).unwrap();
+        let source = &tenant.auth.key_sets[0].source;
+        assert!(matches!(source, crate::tenant::KeySetSource::Url { public_only: true, .. }), "{source:?}");
+    }
+
+    #[test]
+    fn a_plugin_says_what_a_tenant_file_says_of_one() {
+        let document = |value: Value| value.as_object().unwrap().clone();
+        let plugin = document(json!({"role": "handler", "events": ["a*"], "settings": {"timeout_ms": 5}}));
+        let plugin = plugin_from_json("echo", &plugin).unwrap();
+        assert_eq!((&*plugin.name, plugin.settings["timeout_ms"].as_str()), ("echo", "5"));
+        let wrong = document(json!({"role": "chef", "component": "/etc/passwd", "evnts": []}));
+        let Mistakes(found) = plugin_from_json("echo", &wrong).unwrap_err();
+        let found = found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        for part in ["plugin.role", "component", "no setting `evnts`"] {
+            assert!(found.contains(part), "{part}: {found}");
         }
     }
 

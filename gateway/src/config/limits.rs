@@ -2,7 +2,7 @@
 
 use super::source::{Report, Section};
 use crate::event::EVENT_NAME_BYTES_MAX;
-use crate::tenant::{CallLimits, Limits};
+use crate::tenant::{BreakerLimits, CallLimits, Limits};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -71,8 +71,31 @@ pub(super) fn call_limits(section: Option<Section<'_>>, report: &mut Report) -> 
     given.integer("concurrent_calls", 1..=4_096, &mut limits.concurrent_calls, report);
     given.integer("waiting_calls", 0..=1_048_576, &mut limits.waiting_calls, report);
     given.integer("attempts", 1..=64, &mut limits.attempts, report);
+    given.integer("cpu_ms_per_second", 0..=1_024_000, &mut limits.cpu_ms_per_second, report);
+    if let Some(rate) = given.get("log_lines_per_minute").and_then(|rate| rate.rate(report)) {
+        limits.log_lines_per_minute = rate;
+    }
+    if let Some(section) = given.section("breaker", report) {
+        limits.breaker = breaker(section, report);
+    }
     if limits.wall_ms < limits.cpu_ms {
         let problem = format!("wall_ms ({}) must be at least cpu_ms ({})", limits.wall_ms, limits.cpu_ms);
+        report.mistake(given.at.clone(), problem);
+    }
+    given.finish(report);
+    limits
+}
+
+/// When a hook that keeps failing is not called any more.
+fn breaker(mut given: Section<'_>, report: &mut Report) -> BreakerLimits {
+    let mut limits = BreakerLimits::default();
+    given.integer("failure_percent", 0..=100, &mut limits.failure_percent, report);
+    given.integer("calls_min", 1..=1_000_000, &mut limits.calls_min, report);
+    given.integer("window_ms", 100..=600_000, &mut limits.window_ms, report);
+    given.integer("rest_ms", 10..=600_000, &mut limits.rest_ms, report);
+    given.integer("rest_max_ms", 10..=3_600_000, &mut limits.rest_max_ms, report);
+    if limits.rest_max_ms < limits.rest_ms {
+        let problem = format!("rest_max_ms ({}) must be at least rest_ms ({})", limits.rest_max_ms, limits.rest_ms);
         report.mistake(given.at.clone(), problem);
     }
     given.finish(report);

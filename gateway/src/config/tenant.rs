@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::auth::{auth, secret_of_environment, strength};
 use super::limits::{call_limits, limits};
+use super::signature::{require_signature, signature_keys};
 use super::source::{Document, Given, Place, Report, Section, read_file, read_text};
 use super::{Environment, origins};
 use crate::event::EVENT_NAME_BYTES_MAX;
@@ -94,12 +95,15 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
     let mut history_on_join = 0;
     given.integer("history_on_join", 0..=HISTORY_ON_JOIN_MAX, &mut history_on_join, report);
     let socketio_recovery = given.get("socketio_recovery").and_then(|given| given.boolean(report)).unwrap_or(false);
+    let authenticated_event = given.get("authenticated_event").and_then(|given| given.boolean(report)).unwrap_or(false);
     let presence_events = presence_events(given.strings("presence_events", report), report);
     let presence_grace =
         given.get("presence_grace_ms").and_then(|grace| grace.millis(0..=PRESENCE_GRACE_MS_MAX, report));
     let presence_grace = presence_grace.unwrap_or(PRESENCE_GRACE);
     let backend_token = backend_token(&mut given, context, report);
     let disabled = given.get("disabled").and_then(|given| given.boolean(report)).unwrap_or(false);
+    let signature_keys = signature_keys(given.sections("signature_keys", report), report);
+    let require_signature = require_signature(&mut given, &signature_keys, report);
     given.finish(report);
     if report.mistakes.len() > mistakes_before {
         return None;
@@ -117,9 +121,12 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
         hosts,
         history_on_join,
         socketio_recovery,
+        authenticated_event,
         presence_events,
         presence_grace,
         backend_token,
+        signature_keys,
+        require_signature,
     })
 }
 
@@ -239,7 +246,7 @@ pub fn role_name(role: Role) -> &'static str {
 }
 
 /// One `[[plugins]]`.
-fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<PluginSettings> {
+pub(super) fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -> Option<PluginSettings> {
     let mut required = |key: &'static str, report: &mut Report| {
         let value = given.get(key);
         if value.is_none() {

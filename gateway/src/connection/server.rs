@@ -1,24 +1,30 @@
 //! Accepting connections: HTTP first, WebSockets taken out of it.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 
 use crate::drain::Tasks;
 
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long an HTTP connection may live, whatever it does: a place is never held for ever.
+/// How long an HTTP connection may live, whatever it does: a place is never held for ever. Whoever answers a
+/// request may prolong it, see [`Stay`].
 const HTTP_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// HTTP connections beside the WebSockets: scrapes, probes, back ends.
@@ -28,7 +34,69 @@ const HTTP_CONNECTIONS_MAX: usize = 1_024;
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// What answers a request.
-pub type Answer = Response<Full<Bytes>>;
+pub type Answer = Response<Body>;
+
+/// What an answer carries.
+#[derive(Debug)]
+pub enum Body {
+    /// All of it at once.
+    Whole(Full<Bytes>),
+    /// A piece now and then, until the sender is dropped.
+    Pieces(mpsc::Receiver<Bytes>),
+}
+
+impl hyper::body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Body::Whole(whole) => Pin::new(whole).poll_frame(cx),
+            Body::Pieces(pieces) => pieces.poll_recv(cx).map(|piece| piece.map(|piece| Ok(Frame::data(piece)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Whole(whole) => whole.is_end_stream(),
+            Body::Pieces(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Whole(whole) => whole.size_hint(),
+            Body::Pieces(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// Until when an HTTP connection may live. It comes with each request, among its extensions.
+#[derive(Debug, Clone)]
+pub struct Stay(Arc<Mutex<Instant>>);
+
+impl Stay {
+    fn new() -> Stay {
+        Stay(Arc::new(Mutex::new(Instant::now() + HTTP_CONNECTION_TIMEOUT)))
+    }
+
+    /// The connection may live so long from now, or as long as it might before. Only for those that have shown who
+    /// they are.
+    pub fn for_another(&self, time: Duration) {
+        let mut until = self.0.lock();
+        *until = (*until).max(Instant::now() + time);
+    }
+
+    async fn over(&self) {
+        loop {
+            let until = *self.0.lock();
+            tokio::time::sleep_until(until).await;
+            if *self.0.lock() <= until {
+                return;
+            }
+        }
+    }
+}
 
 /// Answers requests; knows how to take a WebSocket out of one.
 pub trait Service: Send + Sync + 'static {
@@ -70,9 +138,12 @@ pub async fn serve<S: Service>(listener: TcpListener, service: Arc<S>, tasks: Ta
 async fn serve_one<S: Service>(stream: TcpStream, peer: SocketAddr, service: Arc<S>) {
     // Small messages must not wait for each other; a socket that refuses is as good as gone.
     let _ = stream.set_nodelay(true);
-    let answer = service_fn(move |request| {
+    let stay = Stay::new();
+    let given = stay.clone();
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(given.clone());
         let service = service.clone();
-        async move { Ok::<_, std::convert::Infallible>(service.answer(request, peer).await) }
+        async move { Ok::<_, Infallible>(service.answer(request, peer).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -80,10 +151,12 @@ async fn serve_one<S: Service>(stream: TcpStream, peer: SocketAddr, service: Arc
         .serve_connection(TokioIo::new(stream), answer)
         .with_upgrades();
     // A WebSocket leaves this connection when it is upgraded; what is left has no business for longer.
-    match tokio::time::timeout(HTTP_CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::trace!(%peer, %error, "an HTTP connection ended"),
-        Err(_) => tracing::debug!(%peer, "an HTTP connection was ended after its time"),
+    tokio::select! {
+        ended = connection => match ended {
+            Ok(()) => {}
+            Err(error) => tracing::trace!(%peer, %error, "an HTTP connection ended"),
+        },
+        () = stay.over() => tracing::debug!(%peer, "an HTTP connection was ended after its time"),
     }
 }
 

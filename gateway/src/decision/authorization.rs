@@ -7,11 +7,15 @@ use crate::client::Client;
 use crate::commit::Grant;
 use crate::event::{Payload, Refusal};
 use crate::room::Room;
+use crate::tenant::Role;
 
 /// Rooms that a connection may be given at once when it connects.
 pub const ROOMS_AT_CONNECT_MAX: usize = 256;
 
-fn no_authorizer() -> Undecided {
+fn no_authorizer(pipeline: &Pipeline) -> Undecided {
+    if let Some(refusal) = pipeline.missing(Role::Authorizer, None) {
+        return Undecided::Failed(refusal);
+    }
     let text =
         "the tenant has no authorizer, so nobody may connect or join (add a [[plugins]] with role = \"authorizer\")";
     Undecided::Failed(Refusal::new("plugin_unavailable", text))
@@ -32,7 +36,7 @@ pub async fn connect(
     transaction: &mut Transaction,
     who: &Client,
 ) -> Result<Vec<(Room, Grant)>, Undecided> {
-    let authorizer = pipeline.authorizer.as_ref().ok_or_else(no_authorizer)?;
+    let authorizer = pipeline.authorizer.as_ref().ok_or_else(|| no_authorizer(pipeline))?;
     let mut rooms = authorizer.connect(transaction, who).await.map_err(closed)?;
     let answered = rooms.len();
     rooms.truncate(ROOMS_AT_CONNECT_MAX);
@@ -56,7 +60,7 @@ pub async fn join(
     params: Option<&Payload>,
 ) -> Result<Grant, Undecided> {
     may_be_joined(room, who).map_err(Undecided::Refused)?;
-    let authorizer = pipeline.authorizer.as_ref().ok_or_else(no_authorizer)?;
+    let authorizer = pipeline.authorizer.as_ref().ok_or_else(|| no_authorizer(pipeline))?;
     Ok(authorizer.join(transaction, who, room, params).await.map_err(closed)?.grant)
 }
 

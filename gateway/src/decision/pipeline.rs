@@ -1,6 +1,9 @@
 //! A tenant's components in order, and which of them see an event.
 
+use std::borrow::Cow;
 use std::sync::Arc;
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::plugin::{CallError, Plugin, Transaction};
 use crate::event::{Event, Refusal};
@@ -8,6 +11,12 @@ use crate::tenant::{Pattern, Role};
 
 /// What a router answers to have an event published unchanged.
 const RELAY: &str = "relay";
+
+/// When it is worth trying again where a component cannot run, in milliseconds.
+const UNAVAILABLE_RETRY_MS: u64 = 5_000;
+
+/// How many shares of the users there are.
+const SHARES: u64 = 10_000;
 
 /// A tenant's loaded components.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +31,32 @@ pub struct Pipeline {
     pub relay: Vec<Pattern>,
     /// Patterns that are published to everyone in the sender's namespace.
     pub broadcast: Vec<Pattern>,
+    /// Other versions that some of the users have instead.
+    pub canaries: Vec<Canary>,
+    /// Components that should be here and cannot run.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// A version for some of the users.
+#[derive(Debug, Clone)]
+pub struct Canary {
+    /// What they have instead of the plugin of the same name.
+    pub plugin: Arc<Plugin>,
+    /// What it handles.
+    pub patterns: Vec<Pattern>,
+    /// For how many users, in 10,000ths.
+    pub share: u32,
+}
+
+/// A component that should be here and cannot run: what it is there for is refused.
+#[derive(Debug, Clone)]
+pub struct Unavailable {
+    /// Which.
+    pub name: Arc<str>,
+    /// What it is there for.
+    pub role: Role,
+    /// What it handles, if it is a handler.
+    pub patterns: Vec<Pattern>,
 }
 
 /// Where an event goes.
@@ -50,6 +85,44 @@ impl Pipeline {
         }
     }
 
+    /// Lets some of the users have another version of a plugin that was added.
+    pub fn try_with(&mut self, plugin: Arc<Plugin>, events: Option<Vec<Pattern>>, share: u32) {
+        let patterns = events.unwrap_or_else(|| plugin.description.events.clone());
+        self.canaries.push(Canary { plugin, patterns, share });
+    }
+
+    /// The pipeline of a user: with the canaries that are for this one. Always the same for the same user, as long as
+    /// the shares are. Inputs that are nobody's have the active versions.
+    pub fn of_user(&self, subject: Option<&str>) -> Cow<'_, Pipeline> {
+        let Some(subject) = subject.filter(|_| !self.canaries.is_empty()) else { return Cow::Borrowed(self) };
+        let chosen = self.canaries.iter().filter(|canary| is_chosen(&canary.plugin, subject, canary.share));
+        let mut own = Cow::Borrowed(self);
+        for Canary { plugin, patterns, .. } in chosen {
+            let own = own.to_mut();
+            match plugin.role {
+                Role::Authorizer => own.authorizer = Some(plugin.clone()),
+                Role::Router => own.router = Some(plugin.clone()),
+                Role::Handler => {
+                    if let Some(place) = own.handlers.iter_mut().find(|(active, _)| active.name == plugin.name) {
+                        *place = (plugin.clone(), patterns.clone());
+                    }
+                }
+            }
+        }
+        own
+    }
+
+    /// What stands in the way of a role, or of an event's handler.
+    pub fn missing(&self, role: Role, event: Option<&str>) -> Option<Refusal> {
+        let concerns = |one: &&Unavailable| {
+            let sees = |event: &str| one.patterns.iter().any(|pattern| pattern.matches(event));
+            one.role == role && event.is_none_or(sees)
+        };
+        let Unavailable { name, .. } = self.unavailable.iter().find(concerns)?;
+        let text = format!("the plugin {name} cannot run on this node at the moment");
+        Some(Refusal { retry_after_ms: Some(UNAVAILABLE_RETRY_MS), ..Refusal::new("plugin_unavailable", text) })
+    }
+
     /// The handler of a name.
     pub fn handler(&self, name: &str) -> Option<&Arc<Plugin>> {
         self.handlers.iter().map(|(plugin, _)| plugin).find(|plugin| &*plugin.name == name)
@@ -57,6 +130,9 @@ impl Pipeline {
 
     /// Where does this event go?
     pub async fn route(&self, transaction: &mut Transaction, event: &Event) -> Result<Route, CallError> {
+        if let Some(refusal) = self.missing(Role::Router, None) {
+            return Err(CallError::Refused(refusal));
+        }
         if let Some(router) = &self.router {
             let names = router.route(transaction, event.sender.as_ref(), &event.namespace, &event.name).await?;
             return self.named(router, &names);
@@ -66,6 +142,10 @@ impl Pipeline {
         }
         if self.broadcast.iter().any(|pattern| pattern.matches(&event.name)) {
             return Ok(Route::Broadcast);
+        }
+        // All of an event's handlers see it, or none does.
+        if let Some(refusal) = self.missing(Role::Handler, Some(&event.name)) {
+            return Err(CallError::Refused(refusal));
         }
         let handlers: Vec<_> = self
             .handlers
@@ -86,6 +166,12 @@ impl Pipeline {
         }
         let mut handlers = Vec::with_capacity(names.len());
         for name in names {
+            if self.unavailable.iter().any(|one| one.role == Role::Handler && *one.name == **name) {
+                let text = format!("the plugin {name} cannot run on this node at the moment");
+                let retry_after_ms = Some(UNAVAILABLE_RETRY_MS);
+                let refusal = Refusal { retry_after_ms, ..Refusal::new("plugin_unavailable", text) };
+                return Err(CallError::Refused(refusal));
+            }
             let Some(handler) = self.handler(name) else {
                 let known: Vec<_> = self.handlers.iter().map(|(plugin, _)| &*plugin.name).collect();
                 let text = format!("router {} named {name:?}; the tenant's handlers are {known:?}", router.name);
@@ -94,5 +180,34 @@ impl Pipeline {
             handlers.push(handler.clone());
         }
         Ok(if handlers.is_empty() { Route::Ignore } else { Route::Handlers(handlers) })
+    }
+}
+
+/// Is a user among those that have a canary? Each plugin has others, and nobody changes sides while the share grows but
+/// to the canary.
+fn is_chosen(plugin: &Plugin, subject: &str, share: u32) -> bool {
+    share_of(plugin.tenant.as_str(), &plugin.name, subject) < u64::from(share)
+}
+
+/// A user's place among the [`SHARES`].
+fn share_of(tenant: &str, plugin: &str, subject: &str) -> u64 {
+    xxh3_64(format!("{tenant}\0{plugin}\0{subject}").as_bytes()) % SHARES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_spread_evenly_over_the_shares_and_keep_their_place() {
+        let users: Vec<_> = (0..20_000).map(|n| share_of("acme", "echo", &format!("user-{n}"))).collect();
+        for (share, about) in [(100, 200), (1_000, 2_000), (5_000, 10_000)] {
+            let chosen = users.iter().filter(|place| **place < share).count();
+            assert!(chosen.abs_diff(about) < about / 4, "{chosen} of 20,000 for a share of {share}");
+        }
+        assert!(users.iter().all(|place| *place < SHARES));
+        assert_eq!(share_of("acme", "echo", "bob"), share_of("acme", "echo", "bob"));
+        let others: Vec<_> = (0..20_000).map(|n| share_of("acme", "chat", &format!("user-{n}"))).collect();
+        assert_ne!(users, others, "the same users try everything");
     }
 }

@@ -16,11 +16,14 @@ use crate::client::{Identity, random_id};
 use crate::tenant::{Algorithm, Auth, Secret, TenantId};
 
 mod key;
+mod key_set;
 #[cfg(test)]
 mod tests;
 
 use key::Key;
 pub use key::{ALGORITHMS, KeyError, algorithm_named, check_key, jwk_algorithm, shared_secret};
+pub(crate) use key_set::keep_those_tried;
+pub use key_set::{KEY_SET_KEYS_MAX, KeySetKeys, read_key_set};
 
 /// The longest token, in bytes.
 pub const TOKEN_BYTES_MAX: usize = 16 << 10;
@@ -113,6 +116,8 @@ impl TokenError {
 pub struct Verifier {
     tenant: TenantId,
     keys: Vec<Key>,
+    /// The marks of the key sets, whether they hold keys or not.
+    sets: Vec<u64>,
     subject_claim: Arc<str>,
     audiences: Vec<String>,
     issuers: Vec<String>,
@@ -132,7 +137,17 @@ impl Verifier {
     /// # Errors
     /// The first key that does not fit its algorithm; more than [`KEYS_PER_ALGORITHM_MAX`] of one.
     pub fn new(tenant: &TenantId, auth: &Auth) -> Result<Verifier, KeyError> {
-        let keys: Vec<Key> = auth.keys.iter().map(Key::new).collect::<Result<_, _>>()?;
+        let mut keys: Vec<Key> = auth.keys.iter().map(Key::new).collect::<Result<_, _>>()?;
+        for set in &auth.key_sets {
+            for key in &set.keys {
+                let key = Key::new(key)?;
+                // Whoever it admits is admitted by the set, as long as the tenant has that.
+                let vouches = !auth.key_sets_end_connections;
+                let fingerprint = if vouches { key::set_fingerprint(&set.source) } else { key.fingerprint };
+                keys.push(Key { fingerprint, ..key });
+            }
+        }
+        let sets = auth.key_sets.iter().map(|set| key::set_fingerprint(&set.source)).collect();
         for algorithm in ALGORITHMS {
             if keys.iter().filter(|key| key.algorithm == algorithm).count() > KEYS_PER_ALGORITHM_MAX {
                 return Err(KeyError::TooMany(algorithm));
@@ -141,6 +156,7 @@ impl Verifier {
         Ok(Verifier {
             tenant: tenant.clone(),
             keys,
+            sets,
             subject_claim: auth.subject_claim.as_str().into(),
             audiences: auth.audiences.clone(),
             issuers: auth.issuers.clone(),
@@ -176,8 +192,21 @@ impl Verifier {
     /// without a token is, while such clients are.
     pub fn admits(&self, identity: &Identity) -> bool {
         match identity.key {
-            Some(fingerprint) => self.keys.iter().any(|key| key.fingerprint == fingerprint),
+            Some(fingerprint) => {
+                self.sets.contains(&fingerprint) || self.keys.iter().any(|key| key.fingerprint == fingerprint)
+            }
             None => self.anonymous,
+        }
+    }
+
+    /// Does the token name a key that is not there, or one of an algorithm that no key is for? A newer key set may have
+    /// it.
+    pub fn lacks_key_of(&self, token: &str) -> bool {
+        let Ok(header) = Parts::of(token).and_then(|parts| parts.header()) else { return false };
+        let Some(algorithm) = algorithm_named(&header.alg) else { return false };
+        match &header.kid {
+            Some(kid) => !self.keys.iter().any(|key| key.id.as_ref() == Some(kid)),
+            None => !self.keys.iter().any(|key| key.algorithm == algorithm),
         }
     }
 

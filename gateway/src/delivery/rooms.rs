@@ -15,9 +15,9 @@ use tokio::time::Instant;
 
 use super::outbox::Outbox;
 use super::presence::{Announcement, Announcer};
-use crate::client::ConnectionId;
+use crate::client::{ConnectionId, TokenMark};
 use crate::close::Close;
-use crate::commit::{Cursor, Effect, Entry, Grant, Position, Publication, Who};
+use crate::commit::{Cursor, Effect, Entry, Grant, Position, Publication, Revoked, Who};
 use crate::drain::Tasks;
 use crate::engine::{Feed, Follower, Health, Registration};
 use crate::event::Payload;
@@ -83,6 +83,8 @@ pub struct Local {
     pub dialect: Dialect,
     /// What it may do.
     pub grants: Grants,
+    /// What it is known by if its token is revoked.
+    pub tokens: Mutex<Tokens>,
     /// Has its arrival come back in the log?
     pub arrived: AtomicBool,
     /// Tells its session that what it may do has changed.
@@ -101,6 +103,22 @@ enum Command {
     Census { answer: oneshot::Sender<Census> },
     Record,
     Changed { presence_events: Arc<[String]> },
+    Revoke { revoked: Vec<Revoked> },
+}
+
+/// The tokens that a connection holds.
+#[derive(Debug, Default)]
+pub struct Tokens {
+    /// The one that admitted it, or a fresh one since.
+    pub now: TokenMark,
+    /// One that is to take its place, while it is looked at.
+    pub next: Option<TokenMark>,
+}
+
+impl Tokens {
+    fn any_is(&self, revoked: &Revoked, subject: &str) -> bool {
+        revoked.covers(subject, &self.now) || self.next.as_ref().is_some_and(|next| revoked.covers(subject, next))
+    }
 }
 
 /// The connections of a tenant on this node.
@@ -200,6 +218,14 @@ impl Rooms {
         self.commands.send(Command::Changed { presence_events }).await.map_err(|_| Ended)
     }
 
+    /// Ends every connection of this node that holds one of these tokens, as the log's own entries do.
+    ///
+    /// # Errors
+    /// The delivery has ended.
+    pub async fn revoke(&self, revoked: Vec<Revoked>) -> Result<(), Ended> {
+        self.commands.send(Command::Revoke { revoked }).await.map_err(|_| Ended)
+    }
+
     /// Makes a connection known, before its `Arrive` is committed.
     ///
     /// # Errors
@@ -286,7 +312,10 @@ impl Task {
                         // Whoever asked may not wait any more.
                         let _ = answer.send(self.state.census(*self.applied.borrow()));
                     }
-                    Some(command) => self.state.on_command(command),
+                    Some(command) => {
+                        let after = *self.applied.borrow();
+                        self.state.on_command(command, after);
+                    }
                     None => return,
                 },
                 () = tokio::time::sleep_until(announce_at.unwrap_or_else(Instant::now)), if announce_at.is_some() => {
@@ -373,7 +402,7 @@ impl Member {
 }
 
 impl State {
-    fn on_command(&mut self, command: Command) {
+    fn on_command(&mut self, command: Command, after: Position) {
         match command {
             Command::Attach { local, done } => {
                 let member = Member { local: local.clone(), rooms: HashSet::new() };
@@ -383,6 +412,7 @@ impl State {
             }
             Command::Detach { id } => self.remove(&id),
             Command::Census { .. } => {}
+            Command::Revoke { revoked } => self.revoke(&revoked, after),
             Command::Changed { presence_events } => {
                 self.announcer.set_types(presence_events);
                 self.connections.values().for_each(|member| member.local.changed.notify_one());
@@ -437,6 +467,7 @@ impl State {
                 Effect::Leave { who, room } => self.leave(who, room),
                 Effect::Gone { id } => self.gone(id),
                 Effect::Disconnect { room, why } => self.disconnect(room, why, after),
+                Effect::Revoke(revoked) => self.revoke(std::slice::from_ref(revoked), after),
                 Effect::Publish(publication) => {
                     let part = (Some(index) != last).then_some(published);
                     published += 1;
@@ -543,6 +574,20 @@ impl State {
             local.outbox.push_between(|| Some(after), farewell);
             local.outbox.flush();
             local.outbox.end(Close::Disconnected);
+        }
+    }
+
+    /// Ends those that hold such tokens. Whoever has not arrived yet is refused by its own commit.
+    fn revoke(&mut self, revoked: &[Revoked], after: Position) {
+        for Member { local, .. } in self.connections.values().filter(|member| member.has_arrived()) {
+            if !revoked.iter().any(|revoked| local.tokens.lock().any_is(revoked, &local.subject)) {
+                continue;
+            }
+            metrics::counter!("revoked_connections_total").increment(1);
+            let farewell = |reached| (local.dialect.farewell)(&local.namespace, &Revoked::refusal(), reached);
+            local.outbox.push_between(|| Some(after), farewell);
+            local.outbox.flush();
+            local.outbox.end(Close::Unauthorized);
         }
     }
 

@@ -145,7 +145,7 @@ fn bytes_of(entry: &Entry) -> usize {
         }
         Effect::Arrive { subject, namespace, .. } => subject.len() + namespace.len(),
         Effect::Join { room, .. } | Effect::Leave { room, .. } | Effect::Disconnect { room, .. } => room.as_str().len(),
-        Effect::Gone { .. } => 0,
+        Effect::Gone { .. } | Effect::Revoke(_) => 0,
     };
     let named = |change: &PresenceChange| change.room.as_str().len() + change.subject.len();
     OVERHEAD_BYTES

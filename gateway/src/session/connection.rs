@@ -17,15 +17,16 @@ use super::language::Language;
 use super::recovery::{Claim, Lost, Past, count, hand_over};
 use super::requests::RETRY_AFTER_MS;
 use super::{NAMESPACES_MAX, Session, TOKEN_EXPIRING_BEFORE};
-use crate::client::{Client, ConnectionId, Identity, random_id};
+use crate::client::{Client, ConnectionId, Identity, TokenMark, random_id};
 use crate::close::Close;
 use crate::commit::{Commit, CommitId, Cursor, Effect, Grant, Millis, Position, SessionRecord, now_ms};
 use crate::connection::upgrade::Protocol;
 use crate::decision::token::peek_tenant;
 use crate::decision::{Decided, Input, Returning, Undecided};
-use crate::delivery::rooms::{Attached, Local};
+use crate::delivery::rooms::{Attached, Local, Tokens};
 use crate::event::{Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant};
+use crate::key_sets::Unidentified;
 use crate::room::Room;
 
 /// How long an answer waits for this node to apply the commit that it speaks of.
@@ -134,7 +135,7 @@ impl Session {
                 format!("at most {NAMESPACES_MAX} namespaces on one connection"),
             ));
         }
-        let (tenant, identity) = self.identify(auth)?;
+        let (tenant, identity) = self.identify(auth).await?;
         if !self.hello.may_talk_to(&tenant.settings().origins) {
             return Err(refused(Close::Forbidden, "this origin may not connect to the tenant (setting origins)"));
         }
@@ -176,7 +177,7 @@ impl Session {
         matches!(record, Ok(Some(record)) if record.subject == identity.subject)
     }
 
-    fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
+    async fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
         let auth: serde_json::Value = auth.and_then(|auth| serde_json::from_str(auth).ok()).unwrap_or_default();
         let token = auth.get("token").and_then(|token| token.as_str()).or(self.hello.token.as_deref());
         let token = token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token));
@@ -199,9 +200,15 @@ impl Session {
         // Who came without a token stays the same in all namespaces.
         let known = || self.connections.first().map(|connection| connection.client.identity.clone());
         let identity = match token {
-            Some(token) => tenant.verifier().verify(token, now_ms() / 1_000).map_err(|error| {
+            Some(token) => tenant.identify(token).await.map_err(|error| {
                 tracing::debug!(tenant = %tenant.id, %error, "token refused");
-                refused(Close::Unauthorized, error.public_message())
+                match error {
+                    Unidentified::Token(error) => refused(Close::Unauthorized, error.public_message()),
+                    // What is passing must not look like a refusal: clients do not come back from one.
+                    Unidentified::KeysAway => {
+                        refused(Close::AuthorizerUnavailable, "the tenant's keys are not there yet")
+                    }
+                }
             })?,
             None => {
                 let anonymous = tenant.verifier().anonymous().ok_or_else(|| refused(Close::Unauthorized, NO_TOKEN))?;
@@ -238,6 +245,7 @@ impl Session {
             _ => self.outbox.release(),
         }
         let recovered = admitted?;
+        self.tell_authenticated(tenant, namespace);
         self.connected_hooks(tenant, namespace, auth, recovered).await;
         Ok(())
     }
@@ -264,6 +272,7 @@ impl Session {
             outbox: self.outbox.clone(),
             dialect: self.language.dialect(),
             grants: Mutex::new(HashMap::new()),
+            tokens: Mutex::new(Tokens { now: TokenMark::of_claims(&client.identity.claims), next: None }),
             arrived: AtomicBool::new(false),
             changed: self.changed.clone(),
             leaving: AtomicBool::new(false),
@@ -407,6 +416,19 @@ impl Session {
         }
     }
 
+    /// For clients that wait for it.
+    fn tell_authenticated(&self, tenant: &LiveTenant, namespace: &str) {
+        let connection = self.connections.iter().find(|connection| &*connection.local.namespace == namespace);
+        let Some(connection) = connection.filter(|_| tenant.settings().authenticated_event) else { return };
+        let Client { connection: id, identity, .. } = &connection.client;
+        let data = json!({
+            "user_id": &*identity.subject,
+            "connection": id.as_str(),
+            "expires_at_s": identity.expires_at_s,
+        });
+        self.say_event(namespace, "authenticated", &Payload::one(&data));
+    }
+
     /// Tells the handlers that asked for it; what they do is a commit of its own.
     async fn connected_hooks(&self, tenant: &LiveTenant, namespace: &str, auth: Option<&str>, recovered: bool) {
         let pipeline = tenant.pipeline.load_full();
@@ -543,6 +565,7 @@ fn connect_refused(undecided: Undecided) -> Refused {
     match undecided {
         // The component's own words.
         Undecided::Refused(refusal) => (Close::Forbidden, refusal),
+        Undecided::Unauthorized(refusal) => (Close::Unauthorized, refusal),
         Undecided::Engine(refusal) => (Close::EngineUnavailable, refusal),
         other => (Close::AuthorizerUnavailable, other.into_refusal()),
     }

@@ -295,7 +295,7 @@ fn concerns(entry: &Entry, record: &SessionRecord) -> bool {
             Effect::Arrive { subject, .. } if *subject == record.subject => return true,
             Effect::Arrive { .. } => others_arrival = true,
             Effect::Join { .. } | Effect::Leave { .. } => memberships = true,
-            Effect::Publish(_) | Effect::Gone { .. } | Effect::Disconnect { .. } => {}
+            Effect::Publish(_) | Effect::Gone { .. } | Effect::Disconnect { .. } | Effect::Revoke(_) => {}
         }
     }
     memberships && !others_arrival

@@ -11,11 +11,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Session;
-use crate::commit::now_ms;
+use crate::client::TokenMark;
+use crate::commit::{Revoked, now_ms};
 use crate::decision::Decided;
 use crate::engine::EngineError;
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
+use crate::key_sets::Unidentified;
 
 /// What a client is told to wait when the engine could not be asked, in milliseconds.
 pub(super) const RETRY_AFTER_MS: u64 = 2_000;
@@ -128,25 +130,39 @@ impl Session {
             Request::History => Box::pin(self.history(tenant, index, data)).await,
             Request::Presence => Box::pin(self.presence(tenant, index, data)).await,
             Request::Heartbeat => Ok(Answer::ack(&json!({ "ts": now_ms(), "server": self.gateway.server_id }))),
-            Request::RefreshToken => self.refresh_token(tenant, index, data),
+            Request::RefreshToken => Box::pin(self.refresh_token(tenant, index, data)).await,
             Request::Resume => Box::pin(self.resume(tenant, index, data)).await,
         }
     }
 
-    fn refresh_token(&mut self, tenant: &LiveTenant, index: usize, data: &Payload) -> Result<Answer, Refusal> {
+    async fn refresh_token(&mut self, tenant: &LiveTenant, index: usize, data: &Payload) -> Result<Answer, Refusal> {
         #[derive(serde::Deserialize)]
         struct Fresh {
             token: String,
         }
         let fresh: Fresh = argument(data)?;
-        let identity = tenant
-            .verifier()
-            .verify(&fresh.token, now_ms() / 1_000)
-            .map_err(|error| Refusal::new("unauthorized", error.public_message()))?;
+        let identity = tenant.identify(&fresh.token).await.map_err(|error| match error {
+            Unidentified::Token(error) => Refusal::new("unauthorized", error.public_message()),
+            Unidentified::KeysAway => {
+                let refusal = Refusal::new("authorizer_unavailable", "the tenant's keys are not there yet");
+                Refusal { retry_after_ms: Some(RETRY_AFTER_MS), ..refusal }
+            }
+        })?;
         let connection = &mut self.connections[index];
         if identity.subject != connection.client.identity.subject {
             return Err(Refusal::new("forbidden", "the fresh token is for another subject"));
         }
+        // First known by the fresh token, too, then looked up: a revocation comes before the one or after the other.
+        let mark = TokenMark::of_claims(&identity.claims);
+        connection.local.tokens.lock().next = Some(mark.clone());
+        let revoked = tenant.decisions.is_revoked(&identity).await;
+        let mut tokens = connection.local.tokens.lock();
+        tokens.next = None;
+        if revoked.map_err(|error| unavailable(&error))? {
+            return Err(Revoked::refusal());
+        }
+        tokens.now = mark;
+        drop(tokens);
         let expires_at_s = identity.expires_at_s;
         connection.refresh(identity);
         self.told_of_expiry = false;

@@ -21,6 +21,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("i2_a_publication_that_one_client_missed_at_the_end", || violates(missed_last, &["I2"])),
     ("i2_a_publication_that_a_socketio_client_missed", || violates(missed_without_positions, &["I2"])),
     ("i2_a_publication_missed_across_a_recovered_hop", || violates(missed_in_a_hop, &["I2"])),
+    ("what_comes_before_a_join_that_was_not_answered_is_not_owed", || violates(joined_unanswered, &[])),
+    ("i2_a_publication_missed_behind_such_a_join", || violates(missed_after_joining_unanswered, &["I2"])),
     ("i2_a_publication_received_twice", || violates(doubled, &["I2"])),
     ("i2_a_room_that_is_not_there_after_recovery", || violates(room_forgotten, &["I2"])),
     ("i2_a_publication_of_a_room_that_was_left", || violates(heard_after_leaving, &["I2"])),
@@ -135,15 +137,19 @@ impl Story {
 
     /// One publication, acknowledged, in the log, and received by some.
     fn publish(&mut self, by: ClientNo, receivers: &[ClientNo]) -> Pos {
+        self.publish_to(ROOM, by, receivers)
+    }
+
+    fn publish_to(&mut self, room: &str, by: ClientNo, receivers: &[ClientNo]) -> Pos {
         let n = self.published.entry(by).or_default();
         *n += 1;
         let n = *n;
         let key = format!("one/c{by}:{n}");
         let t = self.now;
-        self.event(Event::Sent { t, c: by, first: n, last: n, rooms: vec![own(ROOM)] });
-        let pos = self.entry(vec![Published { room: own(ROOM), key: key.clone(), part: WHOLE }]);
+        self.event(Event::Sent { t, c: by, first: n, last: n, rooms: vec![own(room)] });
+        let pos = self.entry(vec![Published { room: own(room), key: key.clone(), part: WHOLE }]);
         for client in receivers {
-            self.got(*client, ROOM, pos, &key);
+            self.got(*client, room, pos, &key);
         }
         self.event(Event::Acked { c: by, first: n, last: n, pos: pos.to_string() });
         pos
@@ -334,6 +340,30 @@ fn loss_passed_over(story: &mut Story) {
 
 fn not_recovered_late(story: &mut Story) {
     comes_back_after_a_loss(story, false);
+}
+
+/// Client 1 asks to join another room and is cut off; the join is committed only after something was said there.
+fn joined_unanswered(story: &mut Story) {
+    story.goes_on();
+    story.event(Event::Joining { c: 1, rooms: vec![own("r:2")] });
+    story.event(Event::Off { c: 1, code: own("cut"), own: true });
+    let first = story.publish(2, &[2, 3]);
+    let key = format!("one/c2:{}", story.published[&2]);
+    story.publish_to("r:2", 2, &[]);
+    let (t, rooms) = (story.now, Some(vec![own(ROOM), own("r:2")]));
+    story.event(Event::On { t, c: 1, node: 0, recovered: Some(true), rooms, refused: None });
+    story.got(1, ROOM, first, &key);
+    story.now += 100;
+    story.publish_to("r:2", 2, &[1]);
+    story.ends();
+}
+
+fn missed_after_joining_unanswered(story: &mut Story) {
+    joined_unanswered(story);
+    story.goes_on();
+    story.publish_to("r:2", 2, &[]);
+    story.publish_to("r:2", 2, &[1]);
+    story.ends();
 }
 
 fn missed_after_a_reset(story: &mut Story) {

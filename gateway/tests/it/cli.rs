@@ -22,6 +22,11 @@ fn every_command_explains_itself_with_an_example() {
         &["check", "--help"],
         &["token", "--help"],
         &["plugin", "build", "--help"],
+        &["plugin", "push", "--help"],
+        &["plugin", "logs", "--help"],
+        &["tenant", "create", "--help"],
+        &["tenant", "key", "put", "--help"],
+        &["admin", "token", "create", "--help"],
     ] {
         let output = postern(command, &root());
         assert!(output.status.success(), "{command:?}");

@@ -54,7 +54,10 @@ fn an_authorizer_that_fails_refuses_the_join() {
 
 #[test]
 fn while_one_tenants_calls_loop_another_tenants_are_answered() {
-    let node = Node::start(vec![harm("harm", "call_limits.cpu_ms = 400\n"), open("good", "")]);
+    let node = Node::start(vec![
+        harm("harm", "call_limits.cpu_ms = 400\ncall_limits.cpu_ms_per_second = 0\n"),
+        open("good", ""),
+    ]);
     let mut ws = Clients::ws();
     ws.join_ws(&node, "good", "good", &token("good", "eve", json!({})));
     for n in 0..20 {

@@ -4,6 +4,7 @@
 mod support;
 
 // The parts.
+mod catalog;
 mod contract;
 mod embedded;
 mod engine_suite;
@@ -16,13 +17,18 @@ mod redis_sentinel;
 mod redis_tls;
 
 // The whole, as its users meet it.
+mod admin;
 mod approvals;
 mod cli;
 mod cluster;
 mod connect;
 mod demo;
 mod deploy;
+mod first_plugin;
+mod habits;
 mod harm;
+mod hostile;
+mod hostile_uploads;
 mod http;
 mod languages;
 mod limits;
@@ -33,6 +39,7 @@ mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;
+mod tokens;
 
 // What each part must not know.
 mod tidy;

@@ -1,10 +1,17 @@
 //! Redis goes away while clients are connected.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use postern::engine::embedded::{EmbeddedEngine, Options};
 use serde_json::json;
 
 use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
 use crate::support::redis_server::RedisServer;
+use crate::support::staged_engine::StagedEngine;
 use crate::support::{guard, open, resident, society, token};
 
 fn node(redis: &RedisServer, tenants: Vec<(String, String)>) -> Node {
@@ -89,4 +96,44 @@ fn a_node_that_stops_answers_what_it_has_begun() {
     ws.message("ravi", json!({ "event": "server:shutdown" }));
     assert_eq!(ws.closed("ravi"), (4000, "shutdown".into()));
     assert_eq!(node.wait(), Some(0), "{}", node.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_attempt_at_a_timer_that_the_engines_absence_cut_short_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let (name, file) = society("gv", 300);
+    std::fs::write(dir.path().join(format!("{name}.toml")), file).unwrap();
+    let flags = BTreeMap::from([
+        ("tenants", dir.path().display().to_string()),
+        ("host", "127.0.0.1".to_owned()),
+        ("port", "0".to_owned()),
+    ]);
+    let config = postern::config::load(&flags, &BTreeMap::new()).unwrap();
+    let listener = postern::run::bind(&config).await.unwrap();
+    let url = format!("ws://{}/t/gv/ws", listener.local_addr().unwrap());
+    let is_away = Arc::new(AtomicBool::new(false));
+    let engine = StagedEngine::leaving(EmbeddedEngine::in_memory(Options::default()).unwrap(), is_away.clone());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let node = postern::run::run(config, listener, engine.clone(), async move { drop(stopped.await) });
+    let clients = tokio::task::spawn_blocking(move || {
+        let mut ws = Clients::ws();
+        ws.try_ws("ravi", &url, &token("gv", "ravi", guard("gv")));
+        ws.message("ravi", json!({ "event": "connected" }));
+        ws.request("ravi", "visitor_create", json!({ "flat_id": "A-101", "visitor_name": "Meera" }));
+        is_away.store(true, Ordering::Release);
+        // The timer is due meanwhile, and cannot be given back either.
+        std::thread::sleep(Duration::from_secs(1));
+        is_away.store(false, Ordering::Release);
+        // Long before its lease ends.
+        ws.message("ravi", json!({ "event": "visitor_timeout" }));
+    });
+    let until_all_is_said = async {
+        let said = clients.await;
+        drop(stop);
+        said
+    };
+    let (ran, said) = tokio::join!(node, until_all_is_said);
+    said.unwrap();
+    ran.unwrap();
+    assert_eq!(engine.attempts(), [1, 1]);
 }

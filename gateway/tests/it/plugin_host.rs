@@ -19,60 +19,60 @@ use postern::tenant::{CallLimits, PluginSettings, Role, TenantId};
 use serde_json::{Value, json};
 
 /// A component, built once per run of the tests.
-fn component(name: &str) -> Bytes {
+pub(crate) fn component(name: &str) -> Bytes {
     std::fs::read(crate::support::components().join(format!("{name}.wasm"))).unwrap().into()
 }
 
 /// One host, one engine, and plugins named after their components.
-struct World {
-    host: Arc<Host>,
-    engine: Arc<dyn Engine>,
-    limits: CallLimits,
+pub(crate) struct World {
+    pub(crate) host: Arc<Host>,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) limits: CallLimits,
 }
 
-fn world(limits: CallLimits) -> World {
+pub(crate) fn world(limits: CallLimits) -> World {
     world_on(EmbeddedEngine::in_memory(Options::default()).unwrap(), limits)
 }
 
-fn world_on(engine: Arc<dyn Engine>, limits: CallLimits) -> World {
+pub(crate) fn world_on(engine: Arc<dyn Engine>, limits: CallLimits) -> World {
     let settings = HostSettings { threads: 2, instances: 64, ..HostSettings::default() };
     World { host: Host::new(settings).unwrap(), engine, limits }
 }
 
-fn tenant(name: &str) -> TenantId {
+pub(crate) fn tenant(name: &str) -> TenantId {
     TenantId::parse(name).unwrap()
 }
 
-fn settings(name: &str, role: Role) -> PluginSettings {
+pub(crate) fn settings(name: &str, role: Role) -> PluginSettings {
     PluginSettings { name: name.into(), role, component: "".into(), events: None, settings: Default::default() }
 }
 
 impl World {
-    async fn plugin_of(&self, tenant_name: &str, name: &str, role: Role, of: &str) -> Arc<Plugin> {
+    pub(crate) async fn plugin_of(&self, tenant_name: &str, name: &str, role: Role, of: &str) -> Arc<Plugin> {
         self.host.load(&tenant(tenant_name), &settings(name, role), &self.limits, component(of)).await.unwrap()
     }
 
-    async fn harm(&self) -> Arc<Plugin> {
+    pub(crate) async fn harm(&self) -> Arc<Plugin> {
         self.plugin_of("acme", "harm", Role::Handler, "test-harm").await
     }
 
-    fn begin(&self) -> Transaction {
+    pub(crate) fn begin(&self) -> Transaction {
         self.begin_of("acme")
     }
 
-    fn begin_of(&self, tenant_name: &str) -> Transaction {
+    pub(crate) fn begin_of(&self, tenant_name: &str) -> Transaction {
         let invocation = Invocation { id: CommitId::random(), attempt: 1, now: 1_700_000_000_000 };
         Transaction::new(self.engine.clone(), tenant(tenant_name), Arc::new(self.limits.clone()), invocation)
     }
 
     /// Sends `harm` one order; what came of it.
-    async fn order(&self, plugin: &Plugin, name: &str, data: Value) -> (Result<(), CallError>, Parts) {
+    pub(crate) async fn order(&self, plugin: &Plugin, name: &str, data: Value) -> (Result<(), CallError>, Parts) {
         let mut tx = self.begin();
         let result = plugin.handle(&mut tx, &event(name, &data)).await;
         (result, tx.into_parts())
     }
 
-    async fn fails(&self, name: &str, data: Value) -> (FailureKind, String) {
+    pub(crate) async fn fails(&self, name: &str, data: Value) -> (FailureKind, String) {
         let harm = self.harm().await;
         let (result, parts) = self.order(&harm, name, data).await;
         assert_nothing_done(&parts);
@@ -82,7 +82,7 @@ impl World {
         }
     }
 
-    async fn store(&self, key: StateKey, text: &str) {
+    pub(crate) async fn store(&self, key: StateKey, text: &str) {
         let write = Write::Put { value: Bytes::copy_from_slice(text.as_bytes()), ttl_ms: None };
         let commit = Commit { writes: vec![(key, write)], ..Commit::new(CommitId::random()) };
         let outcome = self.engine.commit(&tenant("acme"), Arc::new(commit)).await.unwrap();
@@ -90,11 +90,11 @@ impl World {
     }
 }
 
-fn event(name: &str, data: &Value) -> Event {
+pub(crate) fn event(name: &str, data: &Value) -> Event {
     Event { name: name.into(), namespace: "/".into(), data: Payload::one(data), sender: Some(client("bob")) }
 }
 
-fn client(subject: &str) -> Client {
+pub(crate) fn client(subject: &str) -> Client {
     Client {
         connection: ConnectionId::from("c1"),
         identity: Identity { subject: subject.into(), claims: "{}".into(), expires_at_s: None, key: None },
@@ -102,13 +102,13 @@ fn client(subject: &str) -> Client {
     }
 }
 
-fn assert_nothing_done(parts: &Parts) {
+pub(crate) fn assert_nothing_done(parts: &Parts) {
     let commit = &parts.commit;
     assert!(commit.writes.is_empty() && commit.timers.is_empty() && commit.effects.is_empty(), "{parts:?}");
     assert!(parts.reply.is_none() && parts.ephemeral.is_empty(), "{parts:?}");
 }
 
-fn replied(parts: &Parts) -> Value {
+pub(crate) fn replied(parts: &Parts) -> Value {
     parts.reply.as_ref().and_then(Payload::first).unwrap()
 }
 
@@ -311,7 +311,13 @@ async fn an_engine_that_is_away_is_not_the_plugins_fault() {
 
 #[tokio::test]
 async fn fifty_loops_of_one_tenant_do_not_stop_another_tenants_calls() {
-    let limits = CallLimits { cpu_ms: 1_000, wall_ms: 60_000, concurrent_calls: 50, ..CallLimits::default() };
+    let limits = CallLimits {
+        cpu_ms: 1_000,
+        wall_ms: 60_000,
+        concurrent_calls: 50,
+        cpu_ms_per_second: 0,
+        ..CallLimits::default()
+    };
     let world = Arc::new(world(limits));
     let harm = world.plugin_of("acme", "harm", Role::Handler, "test-harm").await;
     let quiet = world.plugin_of("quiet", "bench", Role::Handler, "bench").await;

@@ -4,7 +4,10 @@
 //! and `ws`, PyPI's `python-socketio`. All of it is on loopback and stopped when dropped.
 
 pub(crate) mod balancer;
+pub(crate) mod bombs;
 pub(crate) mod clients;
+pub(crate) mod hand_made;
+pub(crate) mod key_server;
 pub(crate) mod node;
 pub(crate) mod proxy;
 pub(crate) mod redis_cluster;

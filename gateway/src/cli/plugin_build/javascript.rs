@@ -7,8 +7,8 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use super::contract::World;
 use super::workshop::{self, Workshop, camel};
+use super::worlds::World;
 use super::{BuildError, Component, output, run};
 
 /// What says that a directory holds one, and what it is.

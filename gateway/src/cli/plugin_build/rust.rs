@@ -8,7 +8,7 @@ use wit_component::ComponentEncoder;
 
 use super::output::{self, Stamp};
 use super::toolchain::{self, Toolchain};
-use super::{BuildError, Component, run};
+use super::{BuildError, Component, headroom, run};
 
 /// Builds all of them, those of one workspace in one run of cargo; in their order.
 pub(super) fn build(
@@ -143,6 +143,7 @@ fn compile(
 pub(super) fn componentize(name: &str, module: &Path, out: &Path) -> Result<Component, BuildError> {
     let core = std::fs::read(module).map_err(BuildError::io(module))?;
     let mut stamp = Stamp::new();
+    stamp.add(include_str!("headroom.rs"));
     stamp.add(&core);
     let made_of = stamp.finish();
     let bytes = match output::made_before(out, name, &made_of) {
@@ -164,6 +165,7 @@ pub(super) fn encode(name: &str, core: &[u8]) -> Result<Vec<u8>, BuildError> {
         BuildError::NotAComponent { name: name.to_owned(), why: format!("{error}{advice}") }
     };
     let encoder = ComponentEncoder::default().validate(true);
-    let mut encoder = encoder.module(core).map_err(|error| not_a_component(format!("{error:#}")))?;
+    let core = headroom::with_headroom(core);
+    let mut encoder = encoder.module(&core).map_err(|error| not_a_component(format!("{error:#}")))?;
     encoder.encode().map_err(|error| not_a_component(format!("{error:#}")))
 }

@@ -4,9 +4,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::contract::{self, Export, World};
 use super::output::{self, Stamp};
-use super::{BuildError, Component};
+use super::worlds::{Export, World, worlds};
+use super::{BuildError, Component, contract};
 
 /// Files that are a plugin's sources, at most; more are taken for a mistake.
 const SOURCES_MAX: usize = 10_000;
@@ -117,7 +117,7 @@ pub(super) fn made_before(out: &Path, name: &str, made_of: &str) -> Option<Resul
 /// The world that a plugin's manifest names; `key` is where it does.
 pub(super) fn world(dir: &Path, key: &str, named: Option<&str>) -> Result<World, BuildError> {
     let no_plugin = |why: String| BuildError::NoPlugin { dir: dir.to_owned(), why };
-    let worlds = contract::worlds().map_err(no_plugin)?;
+    let worlds = worlds().map_err(no_plugin)?;
     let names: Vec<&str> = worlds.iter().map(|world| world.name.as_str()).collect();
     let names = names.join(", ");
     let Some(named) = named else {

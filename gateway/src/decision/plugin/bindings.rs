@@ -4,10 +4,10 @@
 use wasmtime::component::{HasSelf, Instance, InstancePre, Linker};
 use wasmtime::{Result, Store};
 
-use super::host::log::Level;
 use super::host::rooms::{Mode, RawPayload};
 use super::host::{self, Call, Rejection};
 use super::instance::Flood;
+use super::journal::Level;
 use crate::client::Client;
 use crate::commit::{Grant, Millis};
 use crate::engine::DueTimer;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::commit::Millis;
 use crate::event::Refusal;
 
 /// The function of a component that is called.
@@ -28,7 +29,19 @@ pub enum Hook {
 
 impl Hook {
     /// How many there are.
-    pub(super) const COUNT: usize = 8;
+    pub(super) const COUNT: usize = Hook::ALL.len();
+
+    /// Each of them, in the order of their numbers.
+    pub const ALL: [Hook; 8] = [
+        Hook::Describe,
+        Hook::Connect,
+        Hook::Join,
+        Hook::Route,
+        Hook::Handle,
+        Hook::Fire,
+        Hook::Connected,
+        Hook::Disconnected,
+    ];
 
     /// Its name in the contract; the metric's label.
     pub fn name(self) -> &'static str {
@@ -77,6 +90,14 @@ pub enum CallError {
     /// against the component.
     #[error("the engine is not available: {0}")]
     EngineUnavailable(String),
+    /// It was not called: its breaker is open, because it failed too often.
+    #[error("{message}")]
+    BreakerOpen {
+        /// Names the plugin and the hook.
+        message: String,
+        /// When it is worth trying again, in milliseconds from now.
+        retry_after_ms: Millis,
+    },
 }
 
 /// What went wrong in a component.
@@ -157,6 +178,7 @@ impl CallError {
             CallError::Failed(failure) => failure.kind.word(),
             CallError::Overloaded(_) => "overloaded",
             CallError::EngineUnavailable(_) => "engine_unavailable",
+            CallError::BreakerOpen { .. } => "breaker_open",
         }
     }
 }

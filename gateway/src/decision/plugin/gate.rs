@@ -10,7 +10,9 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio::time::Sleep;
 
+use super::budget::Purse;
 use crate::tenant::TenantId;
 
 /// Tenants whose last round is remembered before those of earlier rounds are forgotten.
@@ -208,11 +210,21 @@ pub(super) struct Meter {
     spent_ns: AtomicU64,
     /// Nanoseconds after `born` at which the running poll began; 0: none runs.
     began_ns: AtomicU64,
+    /// How long it has waited because the tenant's computing time was used up.
+    slowed_ns: AtomicU64,
+    /// Nanoseconds after `born` at which it began to wait so; 0: it does not.
+    slow_since_ns: AtomicU64,
 }
 
 impl Meter {
     pub(super) fn new() -> Arc<Meter> {
-        Arc::new(Meter { born: Instant::now(), spent_ns: AtomicU64::new(0), began_ns: AtomicU64::new(0) })
+        Arc::new(Meter {
+            born: Instant::now(),
+            spent_ns: AtomicU64::new(0),
+            began_ns: AtomicU64::new(0),
+            slowed_ns: AtomicU64::new(0),
+            slow_since_ns: AtomicU64::new(0),
+        })
     }
 
     /// Computing time until now, the running poll included.
@@ -236,25 +248,84 @@ impl Meter {
         self.began_ns.store(self.now_ns(), Ordering::Relaxed);
     }
 
-    fn stop(&self) {
+    /// Answers what the poll is charged.
+    fn stop(&self) -> Duration {
         let began = self.began_ns.swap(0, Ordering::Relaxed);
-        self.spent_ns.fetch_add(self.charge(began), Ordering::Relaxed);
+        let charge = self.charge(began);
+        self.spent_ns.fetch_add(charge, Ordering::Relaxed);
+        Duration::from_nanos(charge)
+    }
+
+    /// How long it has waited for computing time of its tenant, until now.
+    pub(super) fn slowed(&self) -> Duration {
+        let waiting = match self.slow_since_ns.load(Ordering::Relaxed) {
+            0 => 0,
+            since => self.now_ns().saturating_sub(since),
+        };
+        Duration::from_nanos(self.slowed_ns.load(Ordering::Relaxed) + waiting)
+    }
+
+    fn slow_begins(&self) {
+        self.slow_since_ns.store(self.now_ns(), Ordering::Relaxed);
+    }
+
+    fn slow_ends(&self) {
+        let since = self.slow_since_ns.swap(0, Ordering::Relaxed);
+        self.slowed_ns.fetch_add(self.now_ns().saturating_sub(since), Ordering::Relaxed);
     }
 }
 
+/// How far a turn is with its tenant's computing time.
+#[derive(Debug)]
+enum Pace {
+    /// Nothing is paid yet.
+    Unpaid,
+    /// Paid, to be taken later.
+    Slowed(Pin<Box<Sleep>>),
+    /// To be taken now.
+    Paid,
+}
+
 /// A future that is polled only while it holds a turn, and whose polls are measured. It gives
-/// the turn back whenever it yields or waits.
+/// the turn back whenever it yields or waits. Where the tenant's computing time is limited each turn is paid first.
 #[derive(Debug)]
 pub(super) struct Metered<F> {
     inner: F,
     turn: Turn,
     meter: Arc<Meter>,
+    purse: Option<Purse>,
+    pace: Pace,
 }
 
 impl<F: Future + Unpin> Metered<F> {
-    pub(super) fn new(inner: F, gate: &Arc<Gate>, tenant: &TenantId, meter: &Arc<Meter>) -> Metered<F> {
+    pub(super) fn new(
+        inner: F,
+        gate: &Arc<Gate>,
+        tenant: &TenantId,
+        meter: &Arc<Meter>,
+        purse: Option<Purse>,
+    ) -> Metered<F> {
         let turn = Turn { gate: gate.clone(), tenant: tenant.clone(), place: Place::Outside };
-        Metered { inner, turn, meter: meter.clone() }
+        Metered { inner, turn, meter: meter.clone(), purse, pace: Pace::Unpaid }
+    }
+
+    fn poll_pay(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(purse) = &mut self.purse else { return Poll::Ready(()) };
+        if matches!(self.pace, Pace::Unpaid) {
+            let wait = purse.reserve();
+            self.pace = if wait.is_zero() {
+                Pace::Paid
+            } else {
+                self.meter.slow_begins();
+                Pace::Slowed(Box::pin(tokio::time::sleep(wait)))
+            };
+        }
+        if let Pace::Slowed(sleep) = &mut self.pace {
+            ready!(sleep.as_mut().poll(cx));
+            self.meter.slow_ends();
+            self.pace = Pace::Paid;
+        }
+        Poll::Ready(())
     }
 }
 
@@ -262,11 +333,16 @@ impl<F: Future + Unpin> Future for Metered<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        ready!(self.poll_pay(cx));
         ready!(self.turn.poll_enter(cx));
         self.meter.start();
         let result = Pin::new(&mut self.inner).poll(cx);
-        self.meter.stop();
+        let charged = self.meter.stop();
         self.turn.leave();
+        self.pace = Pace::Unpaid;
+        if let Some(purse) = &mut self.purse {
+            purse.settle(charged);
+        }
         result
     }
 }
@@ -373,7 +449,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(5));
             }
         });
-        Metered::new(work, &gate, &tenant("a"), &meter).await;
+        Metered::new(work, &gate, &tenant("a"), &meter, None).await;
         assert!(meter.spent() >= Duration::from_millis(20), "{:?}", meter.spent());
         assert!(meter.spent() < Duration::from_millis(70), "{:?}", meter.spent());
     }
@@ -386,20 +462,52 @@ mod tests {
             std::thread::sleep(Duration::from_millis(60));
             seen.spent()
         });
-        let while_it_ran = Metered::new(work, &gate, &tenant("a"), &meter).await;
+        let while_it_ran = Metered::new(work, &gate, &tenant("a"), &meter, None).await;
         assert_eq!(while_it_ran, Duration::from_nanos(TURN_CHARGED_MAX_NS));
         assert!(meter.spent() <= Duration::from_nanos(TURN_CHARGED_MAX_NS));
     }
 
     #[tokio::test]
+    async fn a_tenant_that_used_up_its_computing_time_is_slowed_down_and_others_are_not() {
+        use crate::decision::plugin::budget::Budget;
+        let (gate, budget) = (Gate::new(1), Budget::new());
+        let mut used = Purse::new(&budget, 10).unwrap();
+        used.reserve();
+        used.settle(Duration::from_millis(10));
+        let spend = || {
+            Box::pin(async {
+                for _ in 0..2 {
+                    std::thread::sleep(Duration::from_millis(1));
+                    tokio::task::yield_now().await;
+                }
+            })
+        };
+        let (slow, quick) = (Meter::new(), Meter::new());
+        let begun = Instant::now();
+        let greedy = async {
+            Metered::new(spend(), &gate, &tenant("greedy"), &slow, Purse::new(&budget, 10)).await;
+            begun.elapsed()
+        };
+        let other = async {
+            Metered::new(spend(), &gate, &tenant("other"), &quick, Purse::new(&Budget::new(), 10)).await;
+            begun.elapsed()
+        };
+        let (greedy, other) = tokio::join!(greedy, other);
+        assert!(greedy >= Duration::from_millis(90), "10 ms of computing a second: {greedy:?}");
+        assert!(other < Duration::from_millis(80), "{other:?}");
+        assert!(slow.slowed() >= Duration::from_millis(80) && quick.slowed().is_zero(), "{:?}", slow.slowed());
+        assert!(slow.spent() < Duration::from_millis(60), "waiting is not charged: {:?}", slow.spent());
+    }
+
+    #[tokio::test]
     async fn a_call_that_waits_does_not_keep_its_turn() {
         let (gate, meter) = (Gate::new(1), Meter::new());
-        let mut stuck = Metered::new(Box::pin(std::future::pending::<()>()), &gate, &tenant("a"), &meter);
+        let mut stuck = Metered::new(Box::pin(std::future::pending::<()>()), &gate, &tenant("a"), &meter, None);
         poll_fn(|cx| {
             assert!(Pin::new(&mut stuck).poll(cx).is_pending());
             Poll::Ready(())
         })
         .await;
-        Metered::new(Box::pin(async {}), &gate, &tenant("b"), &meter).await;
+        Metered::new(Box::pin(async {}), &gate, &tenant("b"), &meter, None).await;
     }
 }

@@ -5,9 +5,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::failure::Hook;
+use super::budget::Purse;
 use super::gate::Meter;
 use super::instance::Limiter;
+use super::journal::{Journal, Source};
 use super::transaction::Work;
 
 pub(super) mod config;
@@ -37,12 +38,15 @@ pub(super) enum Rejection {
 /// One running call, as the host functions see it.
 pub(super) struct Call {
     pub(super) work: Box<Work>,
-    pub(super) plugin: Arc<str>,
+    /// The plugin, its version and what was called.
+    pub(super) source: Source,
     pub(super) settings: Arc<BTreeMap<String, String>>,
-    pub(super) hook: Hook,
     /// Where the input was said.
     pub(super) namespace: Arc<str>,
     pub(super) meter: Arc<Meter>,
+    /// The tenant's computing time, where it is limited; taken when the call runs.
+    pub(super) purse: Option<Purse>,
+    pub(super) journal: Arc<Journal>,
     pub(super) limiter: Limiter,
     /// Calls to the gateway until now.
     pub(super) host_calls: u32,
@@ -52,11 +56,11 @@ pub(super) struct Call {
 
 impl Call {
     fn may_read(&self) -> Result<(), Rejection> {
-        if self.hook.may_read() { Ok(()) } else { Err(Rejection::Denied) }
+        if self.source.hook.may_read() { Ok(()) } else { Err(Rejection::Denied) }
     }
 
     fn may_write(&self) -> Result<(), Rejection> {
-        if self.hook.may_write() { Ok(()) } else { Err(Rejection::Denied) }
+        if self.source.hook.may_write() { Ok(()) } else { Err(Rejection::Denied) }
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use wasmtime::component::{Instance, InstancePre};
 use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store, Trap, UpdateDeadline, WasmBacktrace};
 
+use super::admission::slowed_down;
 use super::bindings::{self, Answer, Ending, Input, Links};
 use super::engine::{STACK_BYTES, TABLE_ELEMENTS_MAX};
 use super::failure::{CallError, Failure, FailureKind, MESSAGE_BYTES_MAX, tame};
@@ -109,6 +110,8 @@ pub(super) struct Flood;
 pub(super) struct Prepared {
     pub(super) pre: InstancePre<Call>,
     pub(super) links: Links,
+    /// The largest memory that it starts with, in bytes.
+    pub(super) memory_bytes: u64,
 }
 
 /// Runs one call in an instance of its own. Belongs on the decision runtime. The instance is gone
@@ -116,12 +119,12 @@ pub(super) struct Prepared {
 pub(super) async fn run(
     prepared: Arc<Prepared>,
     gate: Arc<Gate>,
-    call: Call,
+    mut call: Call,
     input: Input,
     wall: Duration,
 ) -> (Call, Result<Answer, CallError>) {
     let limits = call.work.limits.clone();
-    let (tenant, meter) = (call.work.tenant.clone(), call.meter.clone());
+    let (tenant, meter, purse) = (call.work.tenant.clone(), call.meter.clone(), call.purse.take());
     let mut store = store(&prepared, call, &limits);
     let mut started = false;
     let work = Box::pin(async {
@@ -129,7 +132,7 @@ pub(super) async fn run(
         started = true;
         bindings::invoke(&prepared.links, &mut store, &instance, input).await
     });
-    let end = timeout(wall, Metered::new(work, &gate, &tenant, &meter)).await;
+    let end = timeout(wall, Metered::new(work, &gate, &tenant, &meter, purse)).await;
     let mut call = store.into_data();
     let result = match end {
         Ok(Ok(Ok(answer))) => Ok(answer),
@@ -163,13 +166,15 @@ fn store(prepared: &Prepared, call: Call, limits: &CallLimits) -> Store<Call> {
     store
 }
 
-/// The wall time is over. If most of it went by in one wait for the engine, that is to blame.
+/// The wall time is over. If most of it went by in one wait for the engine, or because the tenant had used up its
+/// computing time, that is to blame.
 fn too_late(call: &Call, limits: &CallLimits, wall: Duration) -> CallError {
     let text = format!("took longer than {} ms: call_limits.wall_ms = {}", limits.wall_ms, limits.wall_ms);
     match call.work.waiting_since {
         Some(since) if since.elapsed() >= wall / 2 => {
             CallError::EngineUnavailable(format!("no answer for {} ms; {text}", since.elapsed().as_millis()))
         }
+        _ if call.meter.slowed() >= wall / 2 => slowed_down(limits),
         _ => failed(call, FailureKind::WallTime, text),
     }
 }
@@ -183,7 +188,7 @@ fn said(ending: Ending) -> CallError {
 }
 
 pub(super) fn failed(call: &Call, kind: FailureKind, message: String) -> CallError {
-    CallError::Failed(Failure { plugin: call.plugin.clone(), hook: call.hook, kind, message })
+    CallError::Failed(Failure { plugin: call.source.plugin.clone(), hook: call.source.hook, kind, message })
 }
 
 /// What a broken call is to be called.

@@ -2,11 +2,12 @@
 //! never a component's words.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
 
+use super::breaker::BreakerState;
 use super::failure::Hook;
 
 /// The handles of one plugin, looked up once.
@@ -17,6 +18,8 @@ pub(super) struct Metering {
     cpu: OnceLock<Counter>,
     memory: OnceLock<Gauge>,
     peak_bytes: AtomicUsize,
+    /// Hooks whose breakers are counted as not closed, a bit each.
+    open: AtomicU32,
 }
 
 struct HookMetrics {
@@ -33,6 +36,7 @@ impl Metering {
             cpu: OnceLock::new(),
             memory: OnceLock::new(),
             peak_bytes: AtomicUsize::new(0),
+            open: AtomicU32::new(0),
         }
     }
 
@@ -69,6 +73,29 @@ impl Metering {
             });
             #[expect(clippy::cast_precision_loss, reason = "memories are far below 2^52 bytes")]
             gauge.set(memory_bytes as f64);
+        }
+    }
+
+    /// A breaker has changed: how many of the hook's, over all versions that are there, are not closed.
+    pub(super) fn breaker(&self, hook: Hook, state: BreakerState) {
+        let gauge = metrics::gauge!(
+            "plugin_breakers_open",
+            "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone(), "hook" => hook.name()
+        );
+        let bit = 1 << hook as u32;
+        if state == BreakerState::Closed {
+            if self.open.fetch_and(!bit, Ordering::Relaxed) & bit != 0 {
+                gauge.decrement(1.0);
+            }
+        } else if self.open.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            gauge.increment(1.0);
+        }
+        if state == BreakerState::Open {
+            metrics::counter!(
+                "plugin_breaker_openings_total",
+                "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone(), "hook" => hook.name()
+            )
+            .increment(1);
         }
     }
 

@@ -79,6 +79,16 @@ impl Transaction {
         &self.invocation
     }
 
+    /// Reads for the gateway itself: the outcome rests on it, and it counts against no limit of the tenant.
+    pub(in crate::decision) async fn read(&mut self, keys: &[StateKey]) -> Result<Vec<Option<Bytes>>, EngineError> {
+        let Some(work) = self.work.as_mut() else { return Err(EngineError::Unavailable("the call is over".into())) };
+        let Some(engine) = work.engine.clone() else { return Err(EngineError::Unavailable("no engine".into())) };
+        let found = engine.read(&work.tenant, keys).await?;
+        let values = found.iter().map(|found| found.as_ref().map(|found| found.value.clone())).collect();
+        work.reads.extend(keys.iter().cloned().zip(found));
+        Ok(values)
+    }
+
     pub(super) fn take(&mut self) -> Option<Box<Work>> {
         self.work.take()
     }

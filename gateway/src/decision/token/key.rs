@@ -6,7 +6,7 @@ use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, P
 use jsonwebtoken::{AlgorithmFamily, DecodingKey};
 use sha2::{Digest as _, Sha256};
 
-use crate::tenant::{Algorithm, KeyMaterial, Secret, VerifyingKey};
+use crate::tenant::{Algorithm, KeyMaterial, KeySetSource, Secret, VerifyingKey};
 
 /// RSA keys outside of these sizes, in bits, are refused.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2_048..=8_192;
@@ -49,6 +49,9 @@ pub enum KeyError {
         /// What the settings say.
         given: Algorithm,
     },
+    /// A set has more keys than are looked at.
+    #[error("a set has at most {0} keys here")]
+    Beyond(usize),
     /// More keys of one algorithm than are ever tried for one token.
     #[error("more than {max} keys for {0:?}", max = super::KEYS_PER_ALGORITHM_MAX)]
     TooMany(Algorithm),
@@ -92,8 +95,19 @@ fn fingerprint(algorithm: Algorithm, decoding: &DecodingKey, material: &KeyMater
     };
     // However it was written, where the library tells.
     let bytes = decoding.try_get_as_bytes().unwrap_or(written);
-    let digest = Sha256::new().chain_update(format!("{algorithm:?}:")).chain_update(bytes).finalize();
-    digest.iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    mark(Sha256::new().chain_update(format!("{algorithm:?}:")).chain_update(bytes))
+}
+
+/// Stands for a key set as a whole, whatever it holds at the moment.
+pub(super) fn set_fingerprint(source: &KeySetSource) -> u64 {
+    match source {
+        KeySetSource::File(path) => mark(Sha256::new().chain_update(format!("key set: file {}", path.display()))),
+        KeySetSource::Url { url, .. } => mark(Sha256::new().chain_update(format!("key set: {url}"))),
+    }
+}
+
+fn mark(hasher: Sha256) -> u64 {
+    hasher.finalize().iter().take(8).fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }
 
 /// Can the key be used with its algorithm?

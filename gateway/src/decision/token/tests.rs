@@ -24,6 +24,9 @@ fn tenant() -> TenantId {
 fn auth(keys: Vec<VerifyingKey>) -> Auth {
     Auth {
         keys,
+        key_sets: Vec::new(),
+        key_set_refresh: Duration::from_secs(300),
+        key_sets_end_connections: false,
         subject_claim: "sub".into(),
         audiences: Vec::new(),
         issuers: Vec::new(),

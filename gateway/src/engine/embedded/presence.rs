@@ -42,7 +42,7 @@ impl Presence {
                 }
             }
             Effect::Gone { id } => self.gone(id),
-            Effect::Publish(_) | Effect::Disconnect { .. } => {}
+            Effect::Publish(_) | Effect::Disconnect { .. } | Effect::Revoke(_) => {}
         }
     }
 

@@ -215,7 +215,7 @@ fn presence_change(effect: &Effect, record: Option<&SessionRecord>) -> Option<Ve
             text(&["user-leave", Room::user(room.namespace(), subject).as_str(), room.as_str()])
         }
         Effect::Gone { id } => text(&["gone", id.as_str()]),
-        Effect::Publish(_) | Effect::Disconnect { .. } => None,
+        Effect::Publish(_) | Effect::Disconnect { .. } | Effect::Revoke(_) => None,
     }
 }
 

@@ -12,6 +12,8 @@ struct Stay {
     /// From here on everything; `None`: not known yet.
     from: Option<Pos>,
     got: HashSet<Pos>,
+    /// Its joining was asked for and never answered: it may lie behind what comes of other rooms.
+    unanswered: bool,
 }
 
 /// What a client has been through.
@@ -130,9 +132,11 @@ impl Stream<'_> {
         }
         self.last = Some(pos);
         self.told = false;
-        for stay in self.rooms.values_mut() {
+        for (room, stay) in &mut self.rooms {
             // Whatever comes after the answer to a join lies behind the join.
-            stay.from = Some(stay.from.map_or(pos, |from| from.min(pos)));
+            if !stay.unanswered || *room == got.room {
+                stay.from = Some(stay.from.map_or(pos, |from| from.min(pos)));
+            }
         }
         if let Some(stay) = self.rooms.get_mut(&got.room) {
             stay.got.insert(pos);
@@ -141,7 +145,7 @@ impl Stream<'_> {
         } else if self.unclear.contains(&got.room) {
             // The join was applied before it was answered: from here on the room is owed.
             if !self.left_unclear(&got.room) {
-                let stay = Stay { from: Some(pos), got: HashSet::from([pos]) };
+                let stay = Stay { from: Some(pos), got: HashSet::from([pos]), unanswered: true };
                 self.rooms.insert(got.room.clone(), stay);
             }
         } else {
@@ -172,6 +176,7 @@ impl Stream<'_> {
                 if let Some(text) = self.passed.take() {
                     verdict.violation("I2", || text);
                 }
+                let unanswered: Vec<_> = self.unclear.iter().filter(|room| !self.left_unclear(room)).cloned().collect();
                 self.unclear.retain(|room| rooms.is_none() && !room.starts_with('-'));
                 if let Some(rooms) = rooms {
                     let refused = refused.as_deref().unwrap_or_default();
@@ -184,6 +189,11 @@ impl Stream<'_> {
                         }
                     }
                     self.joined(*t, rooms);
+                    for room in unanswered {
+                        if let Some(stay) = self.rooms.get_mut(&room) {
+                            stay.unanswered = true;
+                        }
+                    }
                 }
             }
             Event::On { .. } => {
@@ -247,7 +257,7 @@ impl Stream<'_> {
             from = Some(Pos { seq: last.seq + 1, part: 0, ..last });
         }
         for room in rooms {
-            self.rooms.insert(room, Stay { from, got: HashSet::new() });
+            self.rooms.insert(room, Stay { from, ..Stay::default() });
         }
         self.told = true;
     }
@@ -261,7 +271,7 @@ impl Stream<'_> {
 
     /// The stay in a room is over: was everything there?
     fn close(&mut self, room: &str, until: Option<Pos>, verdict: &mut Verdict) {
-        let Some(Stay { from: Some(from), got }) = self.rooms.remove(room) else { return };
+        let Some(Stay { from: Some(from), got, .. }) = self.rooms.remove(room) else { return };
         let (Some(until), Some(published)) = (until, self.places.rooms.get(room)) else { return };
         if from > until {
             return;

@@ -32,6 +32,7 @@ pub(crate) struct Node {
     pub(crate) address: SocketAddr,
     dir: Arc<tempfile::TempDir>,
     redis_url: Option<String>,
+    variables: Vec<(String, String)>,
     log: Arc<Mutex<String>>,
 }
 
@@ -43,6 +44,11 @@ impl Node {
 
     /// Starts a node and waits until it accepts.
     pub(crate) fn with(settings: Settings) -> Node {
+        Node::with_variables(settings, &[])
+    }
+
+    /// The same, with variables in its environment.
+    pub(crate) fn with_variables(settings: Settings, variables: &[(&str, &str)]) -> Node {
         let dir = Arc::new(tempfile::tempdir().expect("a folder for the node"));
         let tenants = dir.path().join("tenants");
         std::fs::create_dir(&tenants).expect("a folder for the tenants");
@@ -50,10 +56,11 @@ impl Node {
             std::fs::write(tenants.join(format!("{name}.toml")), text).expect("a tenant file");
         }
         std::fs::write(dir.path().join("postern.toml"), &settings.config).expect("a configuration");
-        Node::spawn(dir, settings.redis_url)
+        let variables = variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Node::spawn(dir, settings.redis_url, variables)
     }
 
-    fn spawn(dir: Arc<tempfile::TempDir>, redis_url: Option<String>) -> Node {
+    fn spawn(dir: Arc<tempfile::TempDir>, redis_url: Option<String>, variables: Vec<(String, String)>) -> Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
         command.args(["serve", "--host", "127.0.0.1", "--port", "0"]);
         command.arg("--config").arg(dir.path().join("postern.toml"));
@@ -63,6 +70,7 @@ impl Node {
         if let Some(url) = &redis_url {
             command.env("REDIS_URL", url);
         }
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("postern starts");
         let log = Arc::new(Mutex::new(String::new()));
@@ -83,7 +91,7 @@ impl Node {
             }
         });
         match address.recv_timeout(START_TIMEOUT) {
-            Ok(address) => Node { child: Some(child), address, dir, redis_url, log },
+            Ok(address) => Node { child: Some(child), address, dir, redis_url, variables, log },
             Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
@@ -111,7 +119,7 @@ impl Node {
     pub(crate) fn kill_and_restart(mut self) -> Node {
         self.signal("KILL");
         self.wait();
-        Node::spawn(self.dir.clone(), self.redis_url.clone())
+        Node::spawn(self.dir.clone(), self.redis_url.clone(), self.variables.clone())
     }
 
     /// Sends a signal by name.

@@ -1,11 +1,12 @@
-//! A real engine with a staged fault: reads take their time, or are not answered, or are not checked, or memberships
-//! that were committed are lost.
+//! A real engine with a staged fault: reads take their time, or are not answered, or are not checked, memberships
+//! that were committed are lost, or it is away for a while.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use postern::client::ConnectionId;
 use postern::commit::{
     Commit, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
@@ -28,26 +29,52 @@ pub(crate) struct StagedEngine {
     reads_checked: bool,
     /// Do entries with an arrival or a join come as a loss?
     loses: Arc<AtomicBool>,
+    /// Are reads and the giving back of timers refused now?
+    is_away: Arc<AtomicBool>,
+    /// Of the timers that were claimed, in order.
+    attempts: Arc<Mutex<Vec<u32>>>,
 }
 
 impl StagedEngine {
+    fn new(inner: Arc<dyn Engine>, delay: Option<Duration>) -> StagedEngine {
+        let (loses, is_away, attempts) = Default::default();
+        StagedEngine { inner, delay, reads_checked: true, loses, is_away, attempts }
+    }
+
     pub(crate) fn slow(inner: Arc<dyn Engine>, delay: Duration) -> Arc<StagedEngine> {
-        Arc::new(StagedEngine { inner, delay: Some(delay), reads_checked: true, loses: Arc::default() })
+        Arc::new(StagedEngine::new(inner, Some(delay)))
     }
 
     pub(crate) fn away(inner: Arc<dyn Engine>) -> Arc<StagedEngine> {
-        Arc::new(StagedEngine { inner, delay: None, reads_checked: true, loses: Arc::default() })
+        Arc::new(StagedEngine::new(inner, None))
     }
 
     /// Commits as if nothing had been read.
     pub(crate) fn unchecked(inner: Arc<dyn Engine>) -> Arc<StagedEngine> {
-        Arc::new(StagedEngine { inner, delay: Some(Duration::ZERO), reads_checked: false, loses: Arc::default() })
+        Arc::new(StagedEngine { reads_checked: false, ..StagedEngine::new(inner, Some(Duration::ZERO)) })
     }
 
     /// While the switch is on, loses arrivals and joins after it has acknowledged them, as a server does that is
     /// replaced by one that lags behind.
     pub(crate) fn losing(inner: Arc<dyn Engine>, loses: Arc<AtomicBool>) -> Arc<StagedEngine> {
-        Arc::new(StagedEngine { inner, delay: Some(Duration::ZERO), reads_checked: true, loses })
+        Arc::new(StagedEngine { loses, ..StagedEngine::new(inner, Some(Duration::ZERO)) })
+    }
+
+    /// While the switch is on, reads nothing and takes no timer back.
+    pub(crate) fn leaving(inner: Arc<dyn Engine>, is_away: Arc<AtomicBool>) -> Arc<StagedEngine> {
+        Arc::new(StagedEngine { is_away, ..StagedEngine::new(inner, Some(Duration::ZERO)) })
+    }
+
+    /// Which attempts the claims of timers were.
+    pub(crate) fn attempts(&self) -> Vec<u32> {
+        self.attempts.lock().clone()
+    }
+
+    fn here(&self) -> Answer<()> {
+        match self.is_away.load(Ordering::Acquire) {
+            false => Ok(()),
+            true => Err(EngineError::Unavailable("as the test has it".into())),
+        }
     }
 }
 
@@ -103,6 +130,7 @@ impl Engine for StagedEngine {
         self.inner.history(tenant, room, before, limit).await
     }
     async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Answer<Vec<Option<Versioned>>> {
+        self.here()?;
         let Some(delay) = self.delay else {
             return Err(EngineError::Unavailable("as the test has it".into()));
         };
@@ -115,12 +143,15 @@ impl Engine for StagedEngine {
         self.inner.list_keys(tenant, prefix, after, limit).await
     }
     async fn claim_timers(&self, limit: usize) -> Answer<Vec<DueTimer>> {
-        self.inner.claim_timers(limit).await
+        let claimed = self.inner.claim_timers(limit).await?;
+        self.attempts.lock().extend(claimed.iter().map(|timer| timer.attempt));
+        Ok(claimed)
     }
     async fn release_timer(&self, timer: &DueTimer, after_ms: Millis) -> Answer<()> {
         self.inner.release_timer(timer, after_ms).await
     }
     async fn postpone_timer(&self, timer: &DueTimer, after_ms: Millis) -> Answer<()> {
+        self.here()?;
         self.inner.postpone_timer(timer, after_ms).await
     }
     async fn bury_timer(&self, timer: &DueTimer, why: &str) -> Answer<bool> {
@@ -162,7 +193,7 @@ impl Engine for StagedEngine {
     fn nodes(&self) -> Vec<NodeStat> {
         self.inner.nodes()
     }
-    async fn retire(&self, after_ms: Millis) -> Answer<()> {
+    async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Answer<()> {
         self.inner.retire(after_ms).await
     }
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Answer<()> {

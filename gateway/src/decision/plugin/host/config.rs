@@ -3,5 +3,5 @@
 use super::Call;
 
 pub(in super::super) fn get(call: &Call, name: &str) -> Option<String> {
-    if call.hook.may_read() { call.settings.get(name).cloned() } else { None }
+    if call.source.hook.may_read() { call.settings.get(name).cloned() } else { None }
 }

@@ -16,7 +16,7 @@ const TTL_MS_MAX: Millis = 3_660 * 24 * 3_600 * 1_000;
 
 fn key(call: &Call, key: &str) -> Result<StateKey, Rejection> {
     check_name("a key", key, KEY_BYTES_MAX)?;
-    Ok(StateKey::of(&call.plugin, key))
+    Ok(StateKey::of(&call.source.plugin, key))
 }
 
 pub(in super::super) async fn get(call: &mut Call, name: &str) -> Result<Option<Bytes>, Rejection> {
@@ -48,9 +48,9 @@ pub(in super::super) async fn list_keys(
     if !prefix.is_empty() {
         check_name("a key's beginning", prefix, KEY_BYTES_MAX)?;
     }
-    let own = StateKey::of(&call.plugin, "");
+    let own = StateKey::of(&call.source.plugin, "");
     let from = after.map(|after| key(call, after)).transpose()?;
-    let prefix = StateKey::of(&call.plugin, prefix);
+    let prefix = StateKey::of(&call.source.plugin, prefix);
     let page = call.work.list_keys(&prefix, from.as_ref(), limit.clamp(1, PAGE_KEYS_MAX) as usize).await?;
     let keys: Vec<String> = page
         .keys

@@ -14,7 +14,7 @@ fn key(call: &Call, name: &str) -> Result<TimerKey, Rejection> {
     if name.starts_with('/') {
         return Err(Rejection::Invalid("timers whose names start with `/` are the gateway's own".into()));
     }
-    Ok(TimerKey { plugin: call.plugin.clone(), name: name.into() })
+    Ok(TimerKey { plugin: call.source.plugin.clone(), name: name.into() })
 }
 
 pub(in super::super) fn set(call: &mut Call, name: &str, after_ms: Millis, data: &str) -> Result<(), Rejection> {

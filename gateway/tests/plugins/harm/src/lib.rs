@@ -20,6 +20,7 @@ mod bindings {
     use super::Plugin;
 }
 
+use std::cell::Cell;
 use std::hint::black_box;
 
 use bindings::exports::postern::plugin::authorization::{Admission, Membership};
@@ -27,12 +28,15 @@ use bindings::exports::postern::plugin::events::Event;
 use bindings::exports::postern::plugin::timer_events::Timer;
 use bindings::exports::postern::plugin::{authorization, connection_events, describe, events, timer_events};
 use bindings::postern::plugin::types::{Client, Failure, Grant, HostError, Payload, Refusal};
-use bindings::postern::plugin::{log, rooms, state, timers};
+use bindings::postern::plugin::{config, log, rooms, state, timers};
 use orders::Order;
 use serde_json::{Value, json};
 
 /// One step of the order `memory`, in bytes.
 const MEMORY_STEP_BYTES: usize = 1 << 20;
+/// One step of the order `slow_memory`, in bytes, and how long it computes before the next.
+const SLOW_STEP_BYTES: usize = 4 << 10;
+const SLOW_STEP_TURNS: u64 = 100_000;
 /// What one level of the order `stack` puts on the stack, in bytes.
 const STACK_STEP_BYTES: usize = 1 << 10;
 
@@ -51,6 +55,8 @@ impl authorization::Guest for Plugin {
     fn connect(who: Client) -> Result<Vec<Membership>, Refusal> {
         match who.subject.as_str() {
             "bad-connect" => trap(),
+            "loop-connect" => endless(),
+            "memory-connect" => fill_memory(),
             "refused-connect" => Err(refusal("refused", "as ordered")),
             "forger" => Ok(["user:somebody", "everyone", "connection:x", "public"]
                 .map(|room| Membership { room: room.into(), grant: FULL })
@@ -63,6 +69,9 @@ impl authorization::Guest for Plugin {
         match orders::room_type(&room) {
             "loop" => endless(),
             "trap" => trap(),
+            "memory" => fill_memory(),
+            "stack" => Err(refusal("deep", &black_box(recurse(0)).to_string())),
+            "flood" => flood(),
             "no" => Err(refusal("refused", "as ordered")),
             "write" => match state::put("written-while-authorizing", b"", None) {
                 Ok(()) => Err(refusal("written", "an authorizer could write")),
@@ -99,6 +108,12 @@ impl events::Guest for Plugin {
 
 impl timer_events::Guest for Plugin {
     fn fire(timer: Timer) -> Result<(), Failure> {
+        match timer.name.split('-').next() {
+            Some("trap") => trap(),
+            Some("loop") => endless(),
+            Some("breed") => breed(&timer.name)?,
+            _ => {}
+        }
         state::add("fired", 1)?;
         publish("everyone", "fired", &json!({ "name": timer.name }))
     }
@@ -109,10 +124,7 @@ fn obey(order: Order, sender: Option<&Client>) -> Result<(), Failure> {
         Order::Loop => endless(),
         Order::Trap => trap(),
         Order::Memory => fill_memory(),
-        Order::Flood => loop {
-            // Answered or not, it goes on asking.
-            drop(black_box(state::get("n")));
-        },
+        Order::Flood => flood(),
         Order::Stack => {
             black_box(recurse(0));
             Ok(())
@@ -157,6 +169,62 @@ fn obey(order: Order, sender: Option<&Client>) -> Result<(), Failure> {
         },
         Order::Whisper { room } => Ok(rooms::publish_ephemeral(&room, "whispered", &payload(&json!(1)), None)?),
         Order::Kick { room } => Ok(rooms::disconnect(&room, &refusal("kicked", "as ordered"))?),
+        Order::HugeLog { bytes } => {
+            log::log(log::Level::Info, &"x".repeat(bytes));
+            reply(&json!(bytes))
+        }
+        Order::Escapes => {
+            log::log(log::Level::Warn, "\u{1b}]0;owned\u{7}\u{1b}[2J\r\nlevel=ERROR forged=line");
+            Err(Failure::Fatal("\u{1b}[31mred\r\nand a line of its own".into()))
+        }
+        Order::DeepJson { depth } => {
+            let args = format!("[{}{}]", "[".repeat(depth), "]".repeat(depth));
+            Ok(rooms::reply(&Payload { args, attachments: Vec::new() })?)
+        }
+        Order::SlowMemory => fill_slowly(),
+        Order::FillState { keys, bytes } => {
+            for key in 0..keys {
+                state::put(&format!("fill/{key}"), &vec![b'x'; bytes], None)?;
+            }
+            reply(&json!(keys))
+        }
+        Order::ManyTimers { count } => {
+            for n in 0..count {
+                timers::set(&format!("far-{n}"), 3_600_000, "{}")?;
+            }
+            reply(&json!(count))
+        }
+        Order::Breed => Ok(breed("breed")?),
+        Order::Settings { name } => reply(&json!(config::get(&name))),
+        Order::Keep => reply(&json!(KEPT.replace(KEPT.get() + 1))),
+    }
+}
+
+thread_local! {
+    /// What an instance keeps from one call to the next: nothing, unless it is warm.
+    static KEPT: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Each timer sets two more.
+fn breed(name: &str) -> Result<(), HostError> {
+    timers::set(&format!("{name}a"), 1, "{}")?;
+    timers::set(&format!("{name}b"), 1, "{}")
+}
+
+fn flood() -> ! {
+    loop {
+        // Answered or not, it goes on asking.
+        drop(black_box(state::get("n")));
+    }
+}
+
+fn fill_slowly() -> ! {
+    let mut kept: Vec<Vec<u8>> = Vec::new();
+    loop {
+        kept.push(black_box(vec![1; SLOW_STEP_BYTES]));
+        for turn in 0..SLOW_STEP_TURNS {
+            black_box(turn);
+        }
     }
 }
 

@@ -31,6 +31,15 @@ pub enum Order {
     JoinMe { room: String },
     Kick { room: String },
     Whisper { room: String },
+    HugeLog { bytes: usize },
+    Escapes,
+    DeepJson { depth: usize },
+    SlowMemory,
+    FillState { keys: usize, bytes: usize },
+    ManyTimers { count: usize },
+    Breed,
+    Settings { name: String },
+    Keep,
 }
 
 impl Order {
@@ -73,6 +82,15 @@ impl Order {
             "join_me" => Order::JoinMe { room: text("room")? },
             "kick" => Order::Kick { room: text("room")? },
             "whisper" => Order::Whisper { room: text("room")? },
+            "huge_log" => Order::HugeLog { bytes: number("n")? as usize },
+            "escapes" => Order::Escapes,
+            "deep_json" => Order::DeepJson { depth: number("n")? as usize },
+            "slow_memory" => Order::SlowMemory,
+            "fill_state" => Order::FillState { keys: number("keys")? as usize, bytes: number("bytes")? as usize },
+            "many_timers" => Order::ManyTimers { count: number("n")? as usize },
+            "breed" => Order::Breed,
+            "settings" => Order::Settings { name: text("name")? },
+            "keep" => Order::Keep,
             other => return Err(format!("no order {other:?}")),
         })
     }

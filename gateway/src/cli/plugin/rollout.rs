@@ -1,0 +1,81 @@
+//! A roll-out as people watch it: one line for each node.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::cli::Failure;
+use crate::cli::output::{cell, note};
+use crate::cli::remote::{Remote, plain};
+
+/// How often it is looked at.
+const INTERVAL: Duration = Duration::from_millis(250);
+
+/// Watches until the version is active or will not be; answers how it ended.
+///
+/// # Errors
+/// It failed, or something else took its place.
+pub(super) fn watch(remote: &Remote, path: &str, plugin: &str, version: u64) -> Result<Value, Failure> {
+    if !remote.json {
+        note(&format!("{plugin}: version {version} is being rolled out"));
+    }
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    loop {
+        let rollout = remote.get(&format!("{path}/rollout"))?;
+        if !remote.json {
+            tell(&rollout, &mut seen);
+        }
+        let is_ours = rollout["version"] == version;
+        match rollout["state"].as_str() {
+            Some("waiting") if is_ours => std::thread::sleep(INTERVAL),
+            Some("active") if is_ours => {
+                if !remote.json {
+                    note(&format!("{plugin}: version {version} is active"));
+                }
+                return Ok(rollout);
+            }
+            Some("failed") if is_ours => return Err(failed(remote, plugin, version, rollout)),
+            _ => {
+                let text = format!(
+                    "the roll-out of version {version} ended before it was done: {} now has version {} ({})\n\
+                     `postern plugin list {plugin}` and `postern admin audit` show what happened",
+                    plugin,
+                    cell(&rollout["version"]),
+                    cell(&rollout["state"])
+                );
+                return Err(Failure::Failed(plain_lines(&text)));
+            }
+        }
+    }
+}
+
+/// A line for each node that is further than before.
+fn tell(rollout: &Value, seen: &mut BTreeMap<String, String>) {
+    for node in rollout["nodes"].as_array().into_iter().flatten() {
+        let (server, state) = (cell(&node["server"]), cell(&node["state"]));
+        if seen.get(&server) != Some(&state) {
+            let message = cell(&node["message"]);
+            let more = if message.is_empty() { String::new() } else { format!(": {message}") };
+            note(&plain(&format!("  node {server} {state}{more}")));
+            seen.insert(server, state);
+        }
+    }
+}
+
+fn failed(remote: &Remote, plugin: &str, version: u64, rollout: Value) -> Failure {
+    if remote.json {
+        return Failure::Failed(rollout.to_string());
+    }
+    let message = cell(&rollout["message"]);
+    let why = if message.is_empty() { String::new() } else { format!(": {message}") };
+    Failure::Failed(plain_lines(&format!(
+        "version {version} of {plugin} was not activated, the version before goes on{why}\n\
+         `postern plugin logs {plugin}` shows what it said; push a version that loads, then activate that"
+    )))
+}
+
+/// Harmless to a terminal, with its lines.
+fn plain_lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
+}

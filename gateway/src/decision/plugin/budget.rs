@@ -1,0 +1,160 @@
+//! Computing time a second: a tenant that has used up its own waits, and nobody else does.
+//!
+//! Every turn is paid in advance and settled when it is over, so that calls of one tenant that wait each have a time of
+//! their own to go on at. A tenant that rested may use one second's worth at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// What one turn is expected to cost, in nanoseconds: a tick of the clock that ends it.
+const TURN_NS: u64 = 1_000_000;
+
+/// How much a tenant that rested may use at once: so many nanoseconds' worth.
+const BURST_NS: u64 = 1_000_000_000;
+
+/// The computing time of one tenant on this node.
+#[derive(Debug)]
+pub(super) struct Budget {
+    born: Instant,
+    /// Nanoseconds after `born` at which everything that was used will have been paid.
+    paid_ns: Mutex<u64>,
+}
+
+impl Budget {
+    pub(super) fn new() -> Arc<Budget> {
+        // A tenant begins rested; the past that this needs is put into `now_ns`.
+        Arc::new(Budget { born: Instant::now(), paid_ns: Mutex::new(0) })
+    }
+
+    fn now_ns(&self) -> u64 {
+        BURST_NS.saturating_add(u64::try_from(self.born.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// How long until the tenant may compute again; zero: now.
+    fn debt(&self) -> Duration {
+        Duration::from_nanos(self.paid_ns.lock().saturating_sub(self.now_ns()))
+    }
+
+    /// Waits until the tenant may compute again.
+    pub(super) async fn clear(&self) {
+        loop {
+            let debt = self.debt();
+            if debt.is_zero() {
+                return;
+            }
+            tokio::time::sleep(debt).await;
+        }
+    }
+}
+
+/// What `cost_ns` of computing are worth of time, at so many milliseconds a second.
+fn worth_ns(cost_ns: u64, ms_per_second: u32) -> u64 {
+    cost_ns.saturating_mul(1_000) / u64::from(ms_per_second.max(1))
+}
+
+/// One call's dealings with its tenant's budget.
+#[derive(Debug)]
+pub(super) struct Purse {
+    budget: Arc<Budget>,
+    ms_per_second: u32,
+    /// A turn was paid and is not settled.
+    reserved: bool,
+}
+
+impl Purse {
+    /// `None` where computing time is unlimited.
+    pub(super) fn new(budget: &Arc<Budget>, ms_per_second: u32) -> Option<Purse> {
+        (ms_per_second > 0).then(|| Purse { budget: budget.clone(), ms_per_second, reserved: false })
+    }
+
+    /// Pays a turn in advance; answers how long to wait for it.
+    pub(super) fn reserve(&mut self) -> Duration {
+        let now = self.budget.now_ns();
+        let mut paid = self.budget.paid_ns.lock();
+        let from = (*paid).max(now.saturating_sub(BURST_NS));
+        *paid = from.saturating_add(worth_ns(TURN_NS, self.ms_per_second));
+        self.reserved = true;
+        Duration::from_nanos(from.saturating_sub(now))
+    }
+
+    /// The turn is over and took so long.
+    pub(super) fn settle(&mut self, spent: Duration) {
+        if std::mem::take(&mut self.reserved) {
+            let spent_ns = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
+            let mut paid = self.budget.paid_ns.lock();
+            *paid = paid
+                .saturating_add(worth_ns(spent_ns, self.ms_per_second))
+                .saturating_sub(worth_ns(TURN_NS, self.ms_per_second));
+        }
+    }
+}
+
+impl Drop for Purse {
+    /// A turn that was not taken costs nothing.
+    fn drop(&mut self) {
+        self.settle(Duration::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURN: Duration = Duration::from_nanos(TURN_NS);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rested_tenant_has_a_seconds_worth_at_once_and_then_its_share() {
+        let budget = Budget::new();
+        let mut purse = Purse::new(&budget, 100).unwrap();
+        for _ in 0..100 {
+            assert_eq!(purse.reserve(), Duration::ZERO);
+            purse.settle(TURN);
+        }
+        let mut free = 0;
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            let wait = purse.reserve();
+            free += u32::from(wait.is_zero());
+            tokio::time::advance(wait).await;
+            purse.settle(TURN);
+            tokio::time::advance(TURN).await;
+        }
+        let used = budget.paid_ns.lock().saturating_sub(BURST_NS);
+        assert!(free <= 2, "{free} turns were not waited for");
+        let used_ms = used / 1_000_000 / 10;
+        assert!((195..=205).contains(&used_ms), "{used_ms} ms of computing in 2 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_that_wait_each_have_a_time_of_their_own() {
+        let budget = Budget::new();
+        let mut purses: Vec<_> = (0..103).map(|_| Purse::new(&budget, 100).unwrap()).collect();
+        let waits: Vec<_> = purses.iter_mut().map(|purse| purse.reserve().as_millis()).collect();
+        assert_eq!(waits[99..], [0, 0, 10, 20]);
+        purses.truncate(50);
+        assert_eq!(Purse::new(&budget, 100).unwrap().reserve(), Duration::ZERO, "who gave up gave back");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_turned_out_cheap_is_given_back_and_a_debt_is_waited_for() {
+        let budget = Budget::new();
+        let mut purse = Purse::new(&budget, 1_000).unwrap();
+        for _ in 0..5_000 {
+            assert_eq!(purse.reserve(), Duration::ZERO);
+            purse.settle(Duration::from_micros(100));
+        }
+        purse.reserve();
+        purse.settle(Duration::from_millis(900));
+        let begun = Instant::now();
+        budget.clear().await;
+        assert!((390..=402).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn zero_is_unlimited() {
+        assert!(Purse::new(&Budget::new(), 0).is_none());
+    }
+}

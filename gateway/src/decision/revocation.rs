@@ -1,0 +1,236 @@
+//! Tokens that are good no more, before their time.
+//!
+//! A revocation is a record in the tenant's state and, in the same commit, an entry of its log. A connect reads the
+//! record in its own transaction: where the record comes first the connect is refused, where the connection comes
+//! first every node finds it when the entry comes. There is nothing in between.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Decisions, Undecided, engine_unavailable};
+use crate::client::{Identity, TokenMark};
+use crate::commit::{Commit, CommitId, Effect, Millis, Position, Revoked, StateKey, Write, now_ms};
+use crate::engine::EngineError;
+use crate::event::Refusal;
+
+use super::plugin::Transaction;
+
+/// In whose name the records are: no plugin can have it.
+const OWNER: &str = "_revoked";
+
+/// The longest time for which something is revoked, in milliseconds: 400 days.
+pub const REVOKED_MS_MAX: Millis = 400 * 24 * 3_600_000;
+
+/// The longest `jti` that can be revoked, in bytes.
+pub const TOKEN_ID_BYTES_MAX: usize = 1_024;
+
+/// Records that are read at once when all are looked through.
+const PAGE: usize = 200;
+
+/// What is revoked, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revocation {
+    /// What.
+    #[serde(flatten)]
+    pub what: RevokedTokens,
+    /// Until then, in milliseconds since the Unix epoch. Longer than the tokens live is long enough.
+    pub until_ms: Millis,
+}
+
+/// Which tokens are revoked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum RevokedTokens {
+    /// Those of a subject.
+    Subject {
+        /// Whose.
+        subject: String,
+        /// Only those issued (`iat`) before this second since the Unix epoch, or that do not say when: who signs in
+        /// anew gets in. `None`: all, for as long as the revocation lasts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        issued_before_s: Option<u64>,
+    },
+    /// One.
+    Token {
+        /// Its `jti`.
+        token_id: String,
+    },
+}
+
+impl RevokedTokens {
+    fn key(&self) -> StateKey {
+        match self {
+            RevokedTokens::Subject { subject, .. } => subject_key(subject),
+            RevokedTokens::Token { token_id } => token_key(&TokenMark::digest_of(token_id)),
+        }
+    }
+
+    fn revoked(&self) -> Revoked {
+        match self {
+            RevokedTokens::Subject { subject, issued_before_s } => {
+                Revoked::Subject { subject: subject.as_str().into(), issued_before_s: *issued_before_s }
+            }
+            RevokedTokens::Token { token_id } => Revoked::Token { digest: TokenMark::digest_of(token_id) },
+        }
+    }
+}
+
+fn subject_key(subject: &str) -> StateKey {
+    // Whatever a subject holds, its key is short and plain.
+    StateKey::of(OWNER, &format!("subject:{}", TokenMark::digest_of(subject)))
+}
+
+fn token_key(digest: &str) -> StateKey {
+    StateKey::of(OWNER, &format!("token:{digest}"))
+}
+
+/// The keys that say whether this token is revoked.
+fn keys_of(identity: &Identity, mark: &TokenMark) -> Vec<StateKey> {
+    let mut keys = vec![subject_key(&identity.subject)];
+    keys.extend(mark.digest.as_deref().map(token_key));
+    keys
+}
+
+/// Does one of these records revoke it? One that cannot be read does.
+fn is_revoked(identity: &Identity, mark: &TokenMark, records: impl Iterator<Item = impl AsRef<[u8]>>) -> bool {
+    let mut records = records;
+    records.any(|record| match serde_json::from_slice::<Revocation>(record.as_ref()) {
+        Ok(record) => record.what.revoked().covers(&identity.subject, mark),
+        Err(_) => true,
+    })
+}
+
+/// Refuses an identity whose token is revoked; that it is not becomes part of what the commit rests on.
+pub(super) async fn check(transaction: &mut Transaction, identity: &Identity) -> Result<(), Undecided> {
+    if identity.key.is_none() {
+        return Ok(());
+    }
+    let mark = TokenMark::of_claims(&identity.claims);
+    let records = transaction.read(&keys_of(identity, &mark)).await;
+    let records = records.map_err(|error| engine_unavailable(&error.to_string()))?;
+    if is_revoked(identity, &mark, records.into_iter().flatten()) {
+        return Err(Undecided::Unauthorized(Revoked::refusal()));
+    }
+    Ok(())
+}
+
+impl Decisions {
+    /// Revokes tokens from now on, on all nodes.
+    ///
+    /// # Errors
+    /// A time that is past or further than [`REVOKED_MS_MAX`] away; a name that no token can have; the engine.
+    pub async fn revoke(&self, revocation: &Revocation) -> Result<Option<Position>, Undecided> {
+        let invalid = |text: String| Err(Undecided::Refused(Refusal::new("invalid", text)));
+        let now = now_ms();
+        let ttl_ms = revocation.until_ms.saturating_sub(now);
+        if ttl_ms == 0 || ttl_ms > REVOKED_MS_MAX {
+            let until = revocation.until_ms;
+            return invalid(format!(
+                "until_ms is after now ({now}) and at most {REVOKED_MS_MAX} ms later, not {until}"
+            ));
+        }
+        let (name, bytes_max) = match &revocation.what {
+            RevokedTokens::Subject { subject, .. } => (subject, super::token::SUBJECT_BYTES_MAX),
+            RevokedTokens::Token { token_id } => (token_id, TOKEN_ID_BYTES_MAX),
+        };
+        if !(1..=bytes_max).contains(&name.len()) {
+            return invalid(format!("it has {} bytes, from 1 to {bytes_max} are possible", name.len()));
+        }
+        let value = serde_json::to_vec(revocation)
+            .map_err(|error| Undecided::Refused(Refusal::new("invalid", error.to_string())))?;
+        let put = Write::Put { value: value.into(), ttl_ms: Some(ttl_ms) };
+        let commit = Commit {
+            writes: vec![(revocation.what.key(), put)],
+            effects: vec![Effect::Revoke(revocation.what.revoked())],
+            ..Commit::new(CommitId::random())
+        };
+        self.commit_directly(commit).await
+    }
+
+    /// Takes a revocation back: such tokens are good again, if nothing else speaks against them.
+    ///
+    /// # Errors
+    /// The engine.
+    pub async fn take_back(&self, what: &RevokedTokens) -> Result<(), Undecided> {
+        let writes = vec![(what.key(), Write::Delete)];
+        self.commit_directly(Commit { writes, ..Commit::new(CommitId::random()) }).await.map(|_| ())
+    }
+
+    /// Some of what is revoked, in an order of its own: at most `limit` (1 to 200) after the mark `after`, and the mark
+    /// to go on from if there are more.
+    ///
+    /// # Errors
+    /// The engine.
+    pub async fn revocations(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<Revocation>, Option<String>), EngineError> {
+        let prefix = format!("{OWNER}/");
+        let after = after.map(|mark| format!("{prefix}{mark}"));
+        let page = self.engine.list_keys(&self.tenant, &prefix, after.as_deref(), limit.clamp(1, PAGE)).await?;
+        let next = page.keys.last().filter(|_| page.more);
+        let next = next.and_then(|key| key.as_str().strip_prefix(&prefix).map(str::to_owned));
+        let values = if page.keys.is_empty() { Vec::new() } else { self.engine.read(&self.tenant, &page.keys).await? };
+        let revocations = values.into_iter().flatten().filter_map(|found| serde_json::from_slice(&found.value).ok());
+        Ok((revocations.collect(), next))
+    }
+
+    /// All that is revoked.
+    ///
+    /// # Errors
+    /// The engine.
+    pub async fn revoked(&self) -> Result<Vec<Revoked>, EngineError> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let (page, next) = self.revocations(after.as_deref(), PAGE).await?;
+            all.extend(page.iter().map(|revocation| revocation.what.revoked()));
+            after = next;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Is this identity's token revoked? What is revoked after the answer is told by the log.
+    ///
+    /// # Errors
+    /// The engine.
+    pub async fn is_revoked(&self, identity: &Identity) -> Result<bool, EngineError> {
+        let mark = TokenMark::of_claims(&identity.claims);
+        let records = self.engine.read(&self.tenant, &keys_of(identity, &mark)).await?;
+        Ok(is_revoked(identity, &mark, records.into_iter().flatten().map(|found| found.value)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(claims: &str) -> Identity {
+        Identity { subject: "alice".into(), claims: claims.into(), expires_at_s: None, key: Some(1) }
+    }
+
+    fn revoked(claims: &str, record: &str) -> bool {
+        let identity = identity(claims);
+        is_revoked(&identity, &TokenMark::of_claims(claims), std::iter::once(record))
+    }
+
+    #[test]
+    fn a_record_revokes_the_tokens_that_it_names_and_no_others() {
+        let of_alice = r#"{"subject":"alice","until_ms":9}"#;
+        assert!(revoked("{}", of_alice) && !revoked("{}", r#"{"subject":"bob","until_ms":9}"#));
+        let one = r#"{"token_id":"t1","until_ms":9}"#;
+        assert!(revoked(r#"{"jti":"t1"}"#, one) && !revoked(r#"{"jti":"t2"}"#, one) && !revoked("{}", one));
+        let older = r#"{"subject":"alice","issued_before_s":100,"until_ms":9}"#;
+        assert!(revoked(r#"{"iat":99}"#, older) && revoked("{}", older) && revoked(r#"{"iat":99.5}"#, older));
+        assert!(!revoked(r#"{"iat":100}"#, older));
+        assert!(revoked("{}", "damaged"), "what cannot be read lets nobody in");
+    }
+
+    #[test]
+    fn no_plugin_can_reach_the_records() {
+        let key = RevokedTokens::Subject { subject: "/alice".into(), issued_before_s: None }.key();
+        assert!(key.as_str().starts_with("_revoked/subject:"), "{key:?}");
+        assert!(!crate::tenant::is_name(OWNER, 64));
+    }
+}

@@ -1,0 +1,299 @@
+//! A tenant's plugins: what each is for, and whether it takes part.
+
+use std::collections::BTreeMap;
+
+use hyper::StatusCode;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
+
+use super::tenants::{Subject, subject};
+use super::{Asked, Denied, Done, body, ok};
+use crate::catalog::{CatalogError, PluginRecord, redacted};
+use crate::config::role_name;
+use crate::gateway::Gateway;
+use crate::tenant::{Pattern, Role, TenantId};
+
+/// What a plugin is to be. What is absent stays; `null` takes it back to what it is by default.
+#[derive(Default, Deserialize)]
+pub(super) struct Wanted {
+    #[serde(default, deserialize_with = "given")]
+    role: Option<Option<Role>>,
+    #[serde(default, deserialize_with = "given")]
+    position: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "given")]
+    events: Option<Option<Vec<Pattern>>>,
+    #[serde(default, deserialize_with = "given")]
+    settings: Option<Option<BTreeMap<String, Scalar>>>,
+    #[serde(default, deserialize_with = "given")]
+    auto_rollback: Option<Option<bool>>,
+    /// Everything else that a `[[plugins]]` of a tenant's file may say; whether it may, the catalog says.
+    #[serde(flatten)]
+    options: Map<String, Value>,
+}
+
+/// A text, or a number or truth as text: what `config.get` answers.
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Text(String),
+    Number(serde_json::Number),
+    Truth(bool),
+}
+
+impl Scalar {
+    fn text(&self) -> String {
+        match self {
+            Scalar::Text(text) => text.clone(),
+            Scalar::Number(number) => number.to_string(),
+            Scalar::Truth(truth) => truth.to_string(),
+        }
+    }
+}
+
+/// Tells `null` from what is absent.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
+}
+
+/// `GET /tenants/{tenant}/plugins`.
+pub(super) async fn list(asked: Asked) -> Done {
+    let id = asked.tenant()?;
+    let plugins: Vec<Value> = match subject(&asked.gateway, id).await? {
+        Subject::File => of_file(&asked.gateway, id),
+        Subject::Made(_) => asked.gateway.catalog.plugins(id).await?.iter().map(shown).collect(),
+    };
+    Ok(ok(json!({ "plugins": plugins })))
+}
+
+/// `GET /tenants/{tenant}/plugins/{plugin}`.
+pub(super) async fn show(asked: Asked) -> Done {
+    let (id, name) = (asked.tenant()?, &asked.names.plugin);
+    let mut plugin = match subject(&asked.gateway, id).await? {
+        Subject::File => {
+            let found = of_file(&asked.gateway, id).into_iter().find(|plugin| plugin["name"] == name.as_str());
+            found.ok_or_else(|| no_plugin(name))?
+        }
+        Subject::Made(_) => shown(&record(&asked).await?),
+    };
+    plugin["breakers"] = breakers(&asked.gateway, id, name).into();
+    Ok(ok(plugin))
+}
+
+/// How the breakers of a plugin stand on this node; those that were never needed are left out.
+fn breakers(gateway: &Gateway, id: &TenantId, name: &str) -> Vec<Value> {
+    let Some(tenant) = gateway.tenant(id.as_str()) else { return Vec::new() };
+    let pipeline = tenant.pipeline.load();
+    let handlers = pipeline.handlers.iter().map(|(plugin, _)| plugin);
+    let canaries = pipeline.canaries.iter().map(|canary| &canary.plugin);
+    let all = pipeline.authorizer.iter().chain(&pipeline.router).chain(handlers).chain(canaries);
+    let of_this = all.filter(|plugin| &*plugin.name == name);
+    let stands = of_this.flat_map(|plugin| plugin.breakers().into_iter().map(move |breaker| (plugin, breaker)));
+    stands
+        .map(|(plugin, breaker)| {
+            json!({
+                "digest": plugin.digest,
+                "hook": breaker.hook.name(),
+                "state": breaker.state.word(),
+                "calls": breaker.calls,
+                "failures": breaker.failures,
+                "retry_after_ms": breaker.retry_after_ms,
+            })
+        })
+        .collect()
+}
+
+/// The plugin that the path names.
+pub(super) async fn record(asked: &Asked) -> Result<PluginRecord, Denied> {
+    let (id, name) = (asked.tenant()?, &asked.names.plugin);
+    let found = asked.gateway.catalog.plugin(id, name).await?;
+    found.ok_or_else(|| no_plugin(name).into())
+}
+
+pub(super) fn no_plugin(name: &str) -> CatalogError {
+    CatalogError::NotFound { what: "plugin", name: name.into() }
+}
+
+/// The plugins of a tenant that is written in a file, as they run.
+fn of_file(gateway: &Gateway, id: &TenantId) -> Vec<Value> {
+    let tenant = gateway.tenant(id.as_str()).map(|tenant| tenant.settings());
+    let plugins = tenant.iter().flat_map(|tenant| &tenant.plugins);
+    plugins
+        .map(|plugin| {
+            json!({
+                "name": plugin.name,
+                "source": "file",
+                "role": role_name(plugin.role),
+                "component": plugin.component,
+                "events": plugin.events,
+                "settings": redacted(&json!(plugin.settings)),
+                "versions": [],
+            })
+        })
+        .collect()
+}
+
+/// A plugin as the API writes it: with the further keys among the others, as they are put.
+pub(super) fn shown(plugin: &PluginRecord) -> Value {
+    let mut value = serde_json::to_value(plugin).unwrap_or_default();
+    let Value::Object(members) = &mut value else { return value };
+    members.remove("format");
+    let options = members.remove("options");
+    for (name, option) in options.and_then(|options| options.as_object().cloned()).unwrap_or_default() {
+        members.entry(name).or_insert(option);
+    }
+    members.insert("source".into(), "api".into());
+    members.insert("settings".into(), redacted(&json!(plugin.settings)));
+    members.insert("canary".into(), canary(plugin));
+    let versions = plugin.versions.iter().map(version).collect();
+    members.insert("versions".into(), Value::Array(versions));
+    value
+}
+
+fn canary(plugin: &PluginRecord) -> Value {
+    let canary = plugin.canary.map(|canary| json!({ "version": canary.version, "percent": canary.percent() }));
+    canary.unwrap_or_default()
+}
+
+/// A version as the API writes it.
+pub(super) fn version(version: &crate::catalog::VersionRecord) -> Value {
+    json!({
+        "version": version.version,
+        "digest": version.digest,
+        "bytes": version.bytes,
+        "description": { "name": version.described_name, "version": version.described_version },
+        "events": version.events,
+        "imports": version.imports,
+        "exports": version.exports,
+        "signed_by": version.signature.as_ref().map(|signature| &signature.key),
+        "uploaded_ms": version.uploaded_ms,
+        "by": version.by,
+    })
+}
+
+/// `PUT /tenants/{tenant}/plugins/{plugin}`: makes it, or changes what is named.
+pub(super) async fn put(asked: Asked) -> Done {
+    let (id, name) = (asked.tenant()?.clone(), asked.names.plugin.clone());
+    let wanted: Wanted = body::json(asked.body).await?;
+    let changed = asked
+        .gateway
+        .catalog
+        .change_plugin(&asked.actor, &id, &name, "plugin.put", |there| wanted.applied(there, &name).map(Some));
+    let changed = changed.await?.ok_or_else(|| no_plugin(&name))?;
+    Ok(ok(shown(&changed)))
+}
+
+impl Wanted {
+    /// A plugin of this role, if it is new.
+    pub(super) fn of_role(role: Role) -> Wanted {
+        Wanted { role: Some(Some(role)), ..Wanted::default() }
+    }
+
+    /// The plugin as it is to be.
+    pub(super) fn applied(&self, there: Option<PluginRecord>, name: &str) -> Result<PluginRecord, CatalogError> {
+        let role = self.role.flatten();
+        let mut plugin = match (there, role) {
+            (Some(plugin), role) => {
+                if role.is_some_and(|role| role != plugin.role) && !plugin.versions.is_empty() {
+                    let text = format!("{name:?} is a {} and has versions: delete it first", role_name(plugin.role));
+                    return Err(CatalogError::Conflict(text));
+                }
+                PluginRecord { role: role.unwrap_or(plugin.role), ..plugin }
+            }
+            (None, Some(role)) => PluginRecord::new(name, role),
+            (None, None) => {
+                let text = format!("the plugin {name:?} is new: give its role (authorizer, router or handler)");
+                return Err(CatalogError::Invalid(vec![text]));
+            }
+        };
+        if let Some(position) = self.position {
+            plugin.position = position.unwrap_or_default();
+        }
+        if let Some(events) = &self.events {
+            plugin.events.clone_from(events);
+        }
+        if let Some(settings) = &self.settings {
+            let settings = settings.iter().flatten();
+            plugin.settings = settings.map(|(name, value)| (name.clone(), value.text())).collect();
+        }
+        if let Some(auto_rollback) = self.auto_rollback {
+            plugin.auto_rollback = auto_rollback.unwrap_or_default();
+        }
+        for (name, value) in &self.options {
+            if value.is_null() {
+                plugin.options.remove(name);
+            } else {
+                plugin.options.insert(name.clone(), value.clone());
+            }
+        }
+        Ok(plugin)
+    }
+}
+
+/// `POST …/disable` and `…/enable`.
+pub(super) async fn disable(asked: Asked, disabled: bool) -> Done {
+    let (id, name) = (asked.tenant()?, &asked.names.plugin);
+    let what = if disabled { "plugin.disable" } else { "plugin.enable" };
+    let changed = asked.gateway.catalog.change_plugin(&asked.actor, id, name, what, |there| {
+        let plugin = there.ok_or_else(|| no_plugin(name))?;
+        Ok(Some(PluginRecord { disabled, ..plugin }))
+    });
+    let changed = changed.await?.ok_or_else(|| no_plugin(name))?;
+    Ok(ok(shown(&changed)))
+}
+
+/// `DELETE /tenants/{tenant}/plugins/{plugin}`.
+pub(super) async fn delete(asked: Asked) -> Done {
+    let (id, name) = (asked.tenant()?, &asked.names.plugin);
+    let deleted = asked.gateway.catalog.change_plugin(&asked.actor, id, name, "plugin.delete", |there| match there {
+        Some(_) => Ok(None),
+        None => Err(no_plugin(name)),
+    });
+    deleted.await?;
+    Ok((StatusCode::NO_CONTENT, Value::Null))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(value: Value) -> Wanted {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn what_is_absent_stays_and_null_takes_it_back() {
+        let all = wanted(json!({
+            "role": "handler", "events": ["a*"], "settings": { "n": 5, "on": true, "s": "x" }, "position": 3,
+            "auto_rollback": true, "instances": "warm",
+        }));
+        let plugin = all.applied(None, "echo").unwrap();
+        assert_eq!((plugin.role, plugin.position, plugin.auto_rollback), (Role::Handler, 3, true));
+        assert_eq!((&*plugin.settings["n"], &*plugin.settings["on"], &*plugin.settings["s"]), ("5", "true", "x"));
+        assert_eq!(plugin.options["instances"], "warm");
+        let same = wanted(json!({})).applied(Some(plugin.clone()), "echo").unwrap();
+        assert_eq!(same, plugin);
+        let bare = wanted(json!({ "events": null, "settings": null, "instances": null, "position": null }));
+        let bare = bare.applied(Some(plugin), "echo").unwrap();
+        assert!(bare.events.is_none() && bare.settings.is_empty() && bare.options.is_empty() && bare.position == 0);
+        assert!(bare.auto_rollback);
+    }
+
+    #[test]
+    fn a_plugin_that_is_new_needs_a_role_and_one_with_versions_keeps_its() {
+        assert!(matches!(wanted(json!({})).applied(None, "echo"), Err(CatalogError::Invalid(_))));
+        let version = serde_json::from_value(json!({ "version": 1, "digest": "d" })).unwrap();
+        let plugin = PluginRecord { versions: vec![version], ..PluginRecord::new("echo", Role::Handler) };
+        assert!(matches!(
+            Wanted::of_role(Role::Router).applied(Some(plugin.clone()), "echo"),
+            Err(CatalogError::Conflict(_))
+        ));
+        assert!(Wanted::of_role(Role::Handler).applied(Some(plugin), "echo").is_ok());
+    }
+
+    #[test]
+    fn settings_that_sound_like_secrets_are_not_shown() {
+        let settings = BTreeMap::from([("api_token".to_owned(), "x".to_owned()), ("words".to_owned(), "3".to_owned())]);
+        let plugin = PluginRecord { settings, ..PluginRecord::new("echo", Role::Handler) };
+        assert_eq!(shown(&plugin)["settings"], json!({ "api_token": "(secret)", "words": "3" }));
+    }
+}

@@ -1,0 +1,188 @@
+//! Who may do what.
+
+use serde_json::{Value, json};
+
+use super::{OPERATOR, ask, command, node, operate, text};
+use crate::support::node::Node;
+use crate::support::{BACKEND_TOKEN, SECRET, open};
+
+/// Each operation of the document: method, path with names of nothing that there is, and what it needs.
+fn operations(node: &Node) -> Vec<(String, String, String)> {
+    let (status, document) = ask(node, "", "GET", "/openapi.json", None);
+    assert_eq!(status, 200, "the document needs no token");
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let path = path.replace("{tenant}", "ghost").replace("{plugin}", "nothing").replace("{id}", "none");
+        for (method, operation) in item.as_object().unwrap() {
+            if let Some(needs) = operation["x-needs"].as_str() {
+                operations.push((method.to_uppercase(), path.clone(), needs.to_owned()));
+            }
+        }
+    }
+    assert!(operations.len() > 30);
+    operations
+}
+
+#[test]
+fn every_route_takes_the_scopes_that_its_document_names_and_no_others() {
+    let node = node(Vec::new());
+    let make = |name: &str, scope: &str, tenant: Option<&str>| {
+        let made = operate(&node, "POST", "/tokens", json!({ "name": name, "scope": scope, "tenant": tenant }));
+        made["secret"].as_str().unwrap().to_owned()
+    };
+    let tokens = [
+        ("operator", make("operator", "operator", None)),
+        ("tenant-admin", make("own-admin", "tenant-admin", Some("ghost"))),
+        ("tenant-read", make("own-reader", "tenant-read", Some("ghost"))),
+        ("another's admin", make("other-admin", "tenant-admin", Some("other"))),
+        ("another's reader", make("other-reader", "tenant-read", Some("other"))),
+    ];
+    for (method, path, needs) in operations(&node) {
+        if needs == "no token" {
+            continue;
+        }
+        let (status, refusal) = ask(&node, "", &method, &path, Some(&json!({})));
+        assert_eq!(
+            (status, &refusal["error"]["code"]),
+            (401, &json!("unauthorized")),
+            "{method} {path} without a token"
+        );
+        let (status, _) = ask(&node, "postern_00000000000000000000nothing", &method, &path, Some(&json!({})));
+        assert_eq!(status, 401, "{method} {path} with a token that is none");
+        for (scope, token) in &tokens {
+            let (status, refusal) = ask(&node, token, &method, &path, Some(&json!({})));
+            let may = needs == "any token" || needs.split([' ', ',']).any(|word| word == *scope);
+            if may {
+                // What is named is not there, and the body says nothing: but not for want of a right.
+                assert!(![401, 403].contains(&status), "{scope} may not {method} {path}: {status} {refusal}");
+            } else {
+                assert_eq!(
+                    (status, &refusal["error"]["code"]),
+                    (403, &json!("forbidden")),
+                    "{scope} may {method} {path}"
+                );
+                let message = refusal["error"]["message"].as_str().unwrap();
+                assert!(message.contains(&needs), "it does not say what is needed: {message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tenants_own_token_sees_and_changes_only_its_tenant_and_not_its_limits() {
+    let node = node(Vec::new());
+    for name in ["acme", "other"] {
+        operate(&node, "POST", "/tenants", json!({ "name": name }));
+    }
+    let made = operate(&node, "POST", "/tokens", json!({ "name": "ci", "scope": "tenant-admin", "tenant": "acme" }));
+    let token = made["secret"].as_str().unwrap();
+    for setting in ["limits", "call_limits", "hosts"] {
+        let (status, refusal) = ask(&node, token, "PATCH", "/tenants/acme/settings", Some(&json!({ setting: null })));
+        assert_eq!(status, 403);
+        let message = refusal["error"]["message"].as_str().unwrap();
+        assert!(message.contains(setting) && message.contains("operator"), "{message}");
+    }
+    assert_eq!(ask(&node, token, "PATCH", "/tenants/acme/settings", Some(&json!({ "relay": ["a"] }))).0, 200);
+    assert_eq!(ask(&node, token, "PATCH", "/tenants/other/settings", Some(&json!({ "relay": ["a"] }))).0, 403);
+    let own = ask(&node, token, "GET", "/audit", None).1;
+    let tenants: Vec<_> = own["entries"].as_array().unwrap().iter().map(|entry| &entry["tenant"]).collect();
+    assert!(!tenants.is_empty() && tenants.iter().all(|tenant| *tenant == "acme"), "{tenants:?}");
+    assert_eq!(ask(&node, token, "GET", "/audit?tenant=other", None).0, 403);
+}
+
+#[test]
+fn a_tenant_of_a_file_is_shown_without_its_secrets_and_changed_by_nobody() {
+    let node = node(vec![open("filed", "")]);
+    for (method, path, body) in [
+        ("PATCH", "/tenants/filed/settings", json!({ "relay": [] })),
+        ("DELETE", "/tenants/filed", json!({})),
+        ("POST", "/tenants/filed/disable", json!({})),
+        ("POST", "/tenants", json!({ "name": "filed" })),
+        ("PUT", "/tenants/filed/keys/k", json!({ "algorithm": "HS256", "secret": SECRET })),
+        ("PUT", "/tenants/filed/plugins/more", json!({ "role": "handler" })),
+        ("DELETE", "/tenants/filed/plugins/echo", json!({})),
+        ("POST", "/tenants/filed/plugins/echo/versions", json!({})),
+        ("POST", "/tenants/filed/plugins/echo/activate", json!({ "version": 1 })),
+        ("POST", "/tenants/filed/plugins/echo/rollback", json!({})),
+        ("PUT", "/tenants/filed/plugins/echo/canary", json!({ "version": 1, "percent": 5 })),
+    ] {
+        let (status, refusal) = ask(&node, OPERATOR, method, path, Some(&body));
+        assert_eq!((status, &refusal["error"]["code"]), (409, &json!("read_only")), "{method} {path}: {refusal}");
+        let message = refusal["error"]["message"].as_str().unwrap();
+        assert!(message.contains("filed.toml"), "the file is not named: {message}");
+    }
+    let shown = ask(&node, OPERATOR, "GET", "/tenants/filed", None).1;
+    assert_eq!((&shown["source"], &shown["settings"]["relay"]), (&json!("file"), &json!(["echo_relay"])));
+    let plugins = ask(&node, OPERATOR, "GET", "/tenants/filed/plugins", None).1;
+    assert_eq!(plugins["plugins"].as_array().unwrap().len(), 2);
+    let keys = ask(&node, OPERATOR, "GET", "/tenants/filed/keys", None).1;
+    assert_eq!(keys["keys"][0]["kind"], "secret");
+    for shown in [shown, plugins, keys] {
+        assert!(!shown.to_string().contains(SECRET) && !shown.to_string().contains(BACKEND_TOKEN), "{shown}");
+    }
+}
+
+#[test]
+fn tenants_of_files_and_of_the_api_are_listed_together_page_by_page() {
+    let node = node(vec![open("b-file", ""), open("e-file", "")]);
+    for name in ["a-api", "c-api", "d-api"] {
+        operate(&node, "POST", "/tenants", json!({ "name": name }));
+    }
+    let (mut names, mut after) = (Vec::new(), String::new());
+    loop {
+        let page = ask(&node, OPERATOR, "GET", &format!("/tenants?limit=2&after={after}"), None).1;
+        let tenants = page["tenants"].as_array().unwrap().clone();
+        assert!(tenants.len() <= 2);
+        names.extend(
+            tenants
+                .iter()
+                .map(|tenant| format!("{} {}", tenant["name"].as_str().unwrap(), tenant["source"].as_str().unwrap())),
+        );
+        if page["more"] != true {
+            break;
+        }
+        tenants.last().unwrap()["name"].as_str().unwrap().clone_into(&mut after);
+    }
+    assert_eq!(names, ["a-api api", "b-file file", "c-api api", "d-api api", "e-file file"]);
+    for (query, wrong) in [("limit=0", "limit"), ("limit=x", "limit"), ("limit=501", "limit")] {
+        let (status, refusal) = ask(&node, OPERATOR, "GET", &format!("/tenants?{query}"), None);
+        assert_eq!(status, 422);
+        assert!(refusal["error"]["message"].as_str().unwrap().contains(wrong), "{refusal}");
+    }
+}
+
+#[test]
+fn without_any_token_the_api_is_off_and_says_how_to_switch_it_on() {
+    let node = Node::start(Vec::new());
+    let (status, refusal) = ask(&node, "", "GET", "/whoami", None);
+    assert_eq!((status, &refusal["error"]["code"]), (403, &json!("admin_disabled")));
+    assert!(refusal["error"]["message"].as_str().unwrap().contains("POSTERN_ADMIN_TOKEN"), "{refusal}");
+    assert_eq!(ask(&node, OPERATOR, "GET", "/whoami", None).0, 401);
+}
+
+#[test]
+fn every_refusal_on_the_command_line_says_what_to_do_next_and_has_an_exit_code() {
+    let node = node(vec![open("filed", "")]);
+    for (token, args, code, next) in [
+        ("", &["admin", "nodes"][..], 1, "POSTERN_ADMIN_TOKEN"),
+        ("wrong", &["admin", "nodes"], 1, "ask an operator"),
+        (OPERATOR, &["plugin", "list"], 64, "--tenant"),
+        (OPERATOR, &["plugin", "list", "--tenant", "ghost"], 1, "postern tenant list"),
+        (OPERATOR, &["tenant", "set", "filed", "relay=[]"], 1, "change the file"),
+        (OPERATOR, &["tenant", "create", "acme", "limits.connections=0"], 1, "nothing was changed"),
+        (OPERATOR, &["tenant", "create", "acme", "limits"], 64, "KEY=VALUE"),
+        (OPERATOR, &["plugin", "push", "p", "/nowhere.wasm", "--tenant", "acme"], 1, "postern plugin build"),
+        (OPERATOR, &["admin", "nodes", "--url", "http://127.0.0.1:1"], 1, "POSTERN_URL"),
+        (OPERATOR, &["admin", "nodes", "--url", "nonsense"], 64, "POSTERN_URL"),
+        (OPERATOR, &["tenant", "delete", "acme"], 64, "--yes"),
+    ] {
+        let output = command(&node, token, args).output().unwrap();
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {told}");
+        assert!(told.contains(next), "{args:?} does not say {next:?}: {told}");
+    }
+    let output = command(&node, "wrong", &["admin", "nodes", "--json"]).output().unwrap();
+    let told: Value = serde_json::from_slice(&output.stderr).expect("the error is JSON");
+    assert_eq!((output.status.code(), &told["error"]["code"]), (Some(1), &json!("unauthorized")));
+    assert!(told["error"]["advice"].is_string());
+}

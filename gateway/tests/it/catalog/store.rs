@@ -1,0 +1,400 @@
+//! The records, on both engines.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use postern::catalog::{
+    Actor, Canary, Catalog, CatalogError, Changed, NewToken, NewVersion, News, PluginRecord, RolloutState, Scope,
+    Settled, TenantRecord, UsageDelta, VERSIONS_KEPT_MAX,
+};
+use postern::commit::{Commit, CommitId, StateKey, Write, now_ms};
+use postern::engine::embedded::{EmbeddedEngine, Options};
+use postern::engine::{Engine, NodeStat, redis};
+use postern::tenant::{Role, TenantId};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::support::redis_server::RedisServer;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Two nodes' catalogs on the same data; the same engine where there can be one only.
+struct Kept {
+    one: Catalog,
+    two: Catalog,
+    engine: Arc<dyn Engine>,
+    _server: Option<RedisServer>,
+}
+
+async fn embedded() -> Kept {
+    let engine: Arc<dyn Engine> = EmbeddedEngine::in_memory(Options::default()).unwrap();
+    engine.report(NodeStat { server: "one".into(), connections: 0 });
+    let (one, two) = (catalog(&engine), catalog(&engine));
+    Kept { one, two, engine, _server: None }
+}
+
+async fn on_redis() -> Kept {
+    let server = RedisServer::start();
+    let options = || redis::Options { beat: Duration::from_millis(50), ..redis::Options::default() };
+    let one: Arc<dyn Engine> = redis::connect(&server.url(), options()).await.unwrap();
+    let two: Arc<dyn Engine> = redis::connect(&server.url(), options()).await.unwrap();
+    one.report(NodeStat { server: "one".into(), connections: 0 });
+    two.report(NodeStat { server: "two".into(), connections: 0 });
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while one.nodes().iter().filter(|node| !node.server.is_empty()).count() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "the nodes do not see each other");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Kept { one: catalog(&one), two: catalog(&two), engine: one, _server: Some(server) }
+}
+
+fn catalog(engine: &Arc<dyn Engine>) -> Catalog {
+    let files = HashMap::from([(id("filed"), "/etc/postern/tenants/filed.toml".into())]);
+    Catalog::new(engine.clone(), files, false)
+}
+
+/// Runs a test on both engines.
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod embedded { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::embedded().await).await }
+        )* }
+        mod on_redis { $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() { super::$name(super::on_redis().await).await }
+        )* }
+    };
+}
+
+on_both! {
+    a_tenant_is_made_changed_and_deleted_and_every_node_is_told,
+    a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name,
+    the_audit_log_says_who_changed_what_and_shows_no_secret,
+    changes_at_the_same_moment_are_all_done,
+    a_plugin_goes_together_with_its_tenants_others,
+    the_same_component_again_is_the_same_version_and_old_versions_go,
+    a_version_becomes_active_when_every_node_has_it_and_is_rolled_back_at_once,
+    a_node_that_cannot_load_a_version_ends_its_roll_out,
+    a_tenant_in_a_file_is_not_changed,
+    what_a_later_version_wrote_is_refused_and_the_others_are_read,
+    tokens_hold_until_they_are_revoked_on_every_node,
+    accounts_are_added_once_and_told_by_the_day,
+}
+
+fn id(name: &str) -> TenantId {
+    TenantId::parse(name).unwrap()
+}
+
+fn operator() -> Actor {
+    Actor { name: "ops".into(), scope: Scope::Operator, tenant: None }
+}
+
+async fn create(catalog: &Catalog, name: &str, settings: Value) -> Result<Option<TenantRecord>, CatalogError> {
+    let settings = settings.as_object().unwrap().clone();
+    let new = |present: Option<TenantRecord>| match present {
+        Some(_) => Err(CatalogError::Exists { what: "tenant", name: name.into() }),
+        None => Ok(Some(TenantRecord::new(id(name), settings.clone()))),
+    };
+    catalog.change_tenant(&operator(), &id(name), "tenant.create", new).await
+}
+
+async fn plugin(catalog: &Catalog, tenant: &str, name: &str, role: Role) -> Result<(), CatalogError> {
+    let new = |_| Ok(Some(PluginRecord::new(name, role)));
+    catalog.change_plugin(&operator(), &id(tenant), name, "plugin.create", new).await.map(drop)
+}
+
+async fn upload(catalog: &Catalog, tenant: &str, name: &str, text: &str) -> (u64, bool) {
+    let digest: String = Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect();
+    let new = NewVersion { digest: digest.into(), ..NewVersion::default() };
+    let bytes = Bytes::copy_from_slice(text.as_bytes());
+    let added = catalog.add_version(&operator(), &id(tenant), name, new, bytes).await.unwrap();
+    (added.version.version, added.existed)
+}
+
+async fn news(feeder: &mut postern::catalog::Feeder) -> News {
+    loop {
+        let some = tokio::time::timeout(PATIENCE, feeder.next()).await.expect("no news").expect("the feed ended");
+        if let Some(first) = some.into_iter().next() {
+            return first;
+        }
+    }
+}
+
+async fn a_tenant_is_made_changed_and_deleted_and_every_node_is_told(kept: Kept) {
+    let mut feeder = kept.two.follow().await.unwrap();
+    let made = create(&kept.one, "acme", json!({ "relay": ["a"] })).await.unwrap().unwrap();
+    let told = News::Changed(Changed::Tenant { tenant: id("acme") });
+    assert_eq!(news(&mut feeder).await, told);
+    assert!(matches!(create(&kept.two, "acme", json!({})).await, Err(CatalogError::Exists { .. })));
+    let disabled = |present: Option<TenantRecord>| Ok(present.map(|tenant| TenantRecord { disabled: true, ..tenant }));
+    kept.two.change_tenant(&operator(), &id("acme"), "tenant.disable", disabled).await.unwrap();
+    assert_eq!(news(&mut feeder).await, told);
+    let now = kept.one.tenant(&id("acme")).await.unwrap().unwrap();
+    assert!(now.disabled && now.revision == made.revision + 1 && now.settings == made.settings);
+    plugin(&kept.one, "acme", "echo", Role::Handler).await.unwrap();
+    create(&kept.one, "globex", json!({})).await.unwrap();
+    let page = kept.two.tenants(None, 1).await.unwrap();
+    assert_eq!((page.tenants[0].name.as_str(), page.next.as_deref()), ("acme", Some("acme")));
+    let page = kept.two.tenants(page.next.as_deref(), 10).await.unwrap();
+    assert_eq!((page.tenants[0].name.as_str(), page.next), ("globex", None));
+    kept.one.change_tenant(&operator(), &id("acme"), "tenant.delete", |_| Ok(None)).await.unwrap();
+    assert!(kept.two.whole(&id("acme")).await.unwrap().is_none());
+    let again = create(&kept.one, "acme", json!({})).await.unwrap().unwrap();
+    assert!(again.revision > now.revision, "followers would take it for the tenant that was deleted");
+    assert_eq!(kept.two.plugins(&id("acme")).await.unwrap(), [], "plugins outlived their tenant");
+    let mistakes = create(&kept.one, "bad", json!({ "relai": [], "limits": { "connections": 0 } })).await.unwrap_err();
+    assert!(matches!(&mistakes, CatalogError::Invalid(all) if all.len() == 2), "{mistakes}");
+}
+
+async fn a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name(kept: Kept) {
+    let acme = id("acme");
+    let put = |n: usize| (StateKey::of("echo", &format!("k{n}")), Write::Put { value: "x".into(), ttl_ms: None });
+    let fill = async || {
+        let commit = Commit { writes: (0..1_200).map(put).collect(), ..Commit::new(CommitId::random()) };
+        kept.engine.commit(&acme, Arc::new(commit)).await.unwrap();
+    };
+    let stored = async || kept.engine.list_keys(&acme, "", None, 10).await.unwrap().keys.len();
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    fill().await;
+    kept.one.change_tenant(&operator(), &acme, "tenant.delete", |_| Ok(None)).await.unwrap();
+    assert_eq!(stored().await, 0);
+    // A call that was still running writes on.
+    fill().await;
+    create(&kept.two, "acme", json!({})).await.unwrap();
+    assert_eq!(stored().await, 0);
+}
+
+async fn the_audit_log_says_who_changed_what_and_shows_no_secret(kept: Kept) {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let keys = json!({ "auth": { "keys": [{ "id": "k1", "algorithm": "HS256", "secret": secret }] } });
+    create(&kept.one, "acme", keys).await.unwrap();
+    create(&kept.one, "globex", json!({})).await.unwrap();
+    let relays = |present: Option<TenantRecord>| {
+        let mut tenant = present.unwrap();
+        tenant.settings.insert("relay".into(), json!(["a"]));
+        Ok(Some(tenant))
+    };
+    let eve = Actor { name: "eve".into(), scope: Scope::TenantAdmin, tenant: Some(id("acme")) };
+    kept.one.change_tenant(&eve, &id("acme"), "tenant.settings", relays).await.unwrap();
+    let all = kept.two.audit(None, None, 10).await.unwrap();
+    let what: Vec<_> = all.iter().map(|record| (&*record.by, &*record.what)).collect();
+    assert_eq!(what, [("eve", "tenant.settings"), ("ops", "tenant.create"), ("ops", "tenant.create")]);
+    assert_eq!(
+        (&all[0].before, &all[0].after),
+        (&json!({ "settings": {} }), &json!({ "settings": { "relay": ["a"] } }))
+    );
+    let text = serde_json::to_string(&all).unwrap();
+    assert!(!text.contains(secret) && text.contains("k1"), "{text}");
+    let acme = kept.two.audit(Some(&id("acme")), None, 1).await.unwrap();
+    let older = kept.two.audit(Some(&id("acme")), Some(&acme[0].id), 10).await.unwrap();
+    assert_eq!((older.len(), &*older[0].what), (1, "tenant.create"));
+}
+
+async fn changes_at_the_same_moment_are_all_done(kept: Kept) {
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    let names: Vec<_> = (0..8).map(|n| format!("p{n}")).collect();
+    let made = names.iter().enumerate().map(|(n, name)| {
+        let catalog = if n % 2 == 0 { &kept.one } else { &kept.two };
+        plugin(catalog, "acme", name, Role::Handler)
+    });
+    for made in futures_util::future::join_all(made).await {
+        made.unwrap();
+    }
+    let (tenant, plugins) = kept.one.whole(&id("acme")).await.unwrap().unwrap();
+    assert_eq!(plugins.len(), 8);
+    assert_eq!(tenant.revision, tenant.created_ms + 9, "a change was not counted");
+    assert_eq!(kept.one.changes().await.unwrap(), 9);
+}
+
+async fn a_plugin_goes_together_with_its_tenants_others(kept: Kept) {
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    plugin(&kept.one, "acme", "gate", Role::Authorizer).await.unwrap();
+    let second = plugin(&kept.two, "acme", "other-gate", Role::Authorizer).await.unwrap_err();
+    assert!(second.to_string().contains("at most one authorizer"), "{second}");
+    for name in ["", "Upper", "a/b", "..", &"x".repeat(65)] {
+        assert!(
+            matches!(plugin(&kept.one, "acme", name, Role::Handler).await, Err(CatalogError::Invalid(_))),
+            "{name}"
+        );
+    }
+    let missing = plugin(&kept.one, "nobody", "echo", Role::Handler).await.unwrap_err();
+    assert!(matches!(missing, CatalogError::NotFound { what: "tenant", .. }), "{missing}");
+    let odd = |_| {
+        let options = json!({ "colour": "green" }).as_object().unwrap().clone();
+        Ok(Some(PluginRecord { options, ..PluginRecord::new("odd", Role::Handler) }))
+    };
+    let odd = kept.one.change_plugin(&operator(), &id("acme"), "odd", "plugin.create", odd).await.unwrap_err();
+    assert!(odd.to_string().contains("colour"), "{odd}");
+}
+
+async fn the_same_component_again_is_the_same_version_and_old_versions_go(kept: Kept) {
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    plugin(&kept.one, "acme", "echo", Role::Handler).await.unwrap();
+    assert_eq!(upload(&kept.one, "acme", "echo", "component 1").await, (1, false));
+    assert_eq!(upload(&kept.two, "acme", "echo", "component 1").await, (1, true));
+    let rollout = kept.one.activate(&operator(), &id("acme"), "echo", 1, PATIENCE).await.unwrap();
+    for server in ["one", "two"] {
+        kept.one.report_ready(&id("acme"), "echo", &rollout.id, server, Ok(())).await.unwrap();
+    }
+    assert_eq!(kept.two.settle(&id("acme"), "echo", &rollout.id, false).await.unwrap(), Settled::Over);
+    for n in 2..=VERSIONS_KEPT_MAX + 5 {
+        upload(&kept.one, "acme", "echo", &format!("component {n}")).await;
+    }
+    let echo = kept.two.plugin(&id("acme"), "echo").await.unwrap().unwrap();
+    assert_eq!(echo.versions.len(), VERSIONS_KEPT_MAX);
+    assert!(echo.version(1).is_some(), "the active version was dropped");
+    assert!(echo.version(2).is_none() && echo.version(25).is_some());
+    let bytes = kept.two.component(&echo.version(25).unwrap().digest).await.unwrap();
+    assert_eq!(&bytes[..], b"component 25");
+}
+
+async fn a_version_becomes_active_when_every_node_has_it_and_is_rolled_back_at_once(kept: Kept) {
+    let acme = id("acme");
+    let servers: Vec<_> = kept.engine.nodes().into_iter().map(|node| node.server).collect();
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    plugin(&kept.one, "acme", "echo", Role::Handler).await.unwrap();
+    assert_eq!(kept.one.rollout(&acme, "echo").await.unwrap().state, RolloutState::None);
+    for (n, text) in [(1, "component 1"), (2, "component 2")] {
+        upload(&kept.one, "acme", "echo", text).await;
+        let rollout = kept.one.activate(&operator(), &acme, "echo", n, PATIENCE).await.unwrap();
+        for server in &servers {
+            assert_eq!(kept.two.settle(&acme, "echo", &rollout.id, false).await.unwrap(), Settled::Waiting);
+            assert_eq!(kept.two.rollout(&acme, "echo").await.unwrap().state, RolloutState::Waiting);
+            kept.two.report_ready(&acme, "echo", &rollout.id, server, Ok(())).await.unwrap();
+        }
+        let [one, two] = [&kept.one, &kept.two].map(|catalog| catalog.settle(&acme, "echo", &rollout.id, false));
+        assert!(matches!(tokio::join!(one, two), (Ok(Settled::Over), Ok(Settled::Over))));
+        let status = kept.one.rollout(&acme, "echo").await.unwrap();
+        assert_eq!((status.version, status.state, status.nodes.len()), (Some(n), RolloutState::Active, servers.len()));
+    }
+    let echo = kept.two.plugin(&acme, "echo").await.unwrap().unwrap();
+    assert_eq!((echo.active, &*echo.previous), (Some(2), &[1][..]), "an activation was counted twice");
+    kept.one.set_canary(&operator(), &acme, "echo", Canary::of_percent(1, 10.0)).await.unwrap();
+    assert_eq!(kept.two.roll_back(&operator(), &acme, "echo", None).await.unwrap(), 1);
+    let echo = kept.one.plugin(&acme, "echo").await.unwrap().unwrap();
+    assert_eq!((echo.active, &*echo.previous, echo.canary), (Some(1), &[][..], None));
+    let nowhere = kept.one.roll_back(&operator(), &acme, "echo", None).await.unwrap_err();
+    assert!(nowhere.to_string().contains("name one"), "{nowhere}");
+    assert_eq!(kept.one.roll_back(&operator(), &acme, "echo", Some(2)).await.unwrap(), 2);
+    let what: Vec<_> = kept.one.audit(Some(&acme), None, 2).await.unwrap();
+    assert_eq!(
+        (&*what[0].what, &what[0].before["active"], &what[0].after["active"]),
+        ("plugin.rollback", &json!(1), &json!(2))
+    );
+}
+
+async fn a_node_that_cannot_load_a_version_ends_its_roll_out(kept: Kept) {
+    let acme = id("acme");
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    plugin(&kept.one, "acme", "echo", Role::Handler).await.unwrap();
+    upload(&kept.one, "acme", "echo", "component 1").await;
+    let rollout = kept.one.activate(&operator(), &acme, "echo", 1, PATIENCE).await.unwrap();
+    kept.two.report_ready(&acme, "echo", &rollout.id, "one", Err("it does not compile".into())).await.unwrap();
+    assert_eq!(kept.one.settle(&acme, "echo", &rollout.id, false).await.unwrap(), Settled::Over);
+    let status = kept.two.rollout(&acme, "echo").await.unwrap();
+    assert!(status.state == RolloutState::Failed && status.message.contains("it does not compile"), "{status:?}");
+    assert_eq!(kept.two.plugin(&acme, "echo").await.unwrap().unwrap().active, None);
+    // Nobody was ready in time; then one was.
+    for ready in [None, Some("one")] {
+        let rollout = kept.one.activate(&operator(), &acme, "echo", 1, PATIENCE).await.unwrap();
+        if let Some(server) = ready {
+            kept.one.report_ready(&acme, "echo", &rollout.id, server, Ok(())).await.unwrap();
+        }
+        kept.one.settle(&acme, "echo", &rollout.id, true).await.unwrap();
+        let active = kept.one.plugin(&acme, "echo").await.unwrap().unwrap().active;
+        assert_eq!(active.is_some(), ready.is_some());
+    }
+    for (deadline, word) in [(Duration::from_millis(1), "deadline_ms"), (Duration::from_secs(601), "deadline_ms")] {
+        let refused = kept.one.activate(&operator(), &acme, "echo", 1, deadline).await.unwrap_err();
+        assert!(refused.to_string().contains(word), "{refused}");
+    }
+    let missing = kept.one.activate(&operator(), &acme, "echo", 9, PATIENCE).await.unwrap_err();
+    assert!(matches!(missing, CatalogError::NotFound { what: "version", .. }), "{missing}");
+}
+
+async fn a_tenant_in_a_file_is_not_changed(kept: Kept) {
+    let refused = create(&kept.one, "filed", json!({})).await.unwrap_err();
+    assert!(refused.to_string().contains("/etc/postern/tenants/filed.toml"), "{refused}");
+    let refused = plugin(&kept.one, "filed", "echo", Role::Handler).await.unwrap_err();
+    assert!(matches!(refused, CatalogError::ReadOnly { .. }), "{refused}");
+    let refused = kept.two.roll_back(&operator(), &id("filed"), "echo", None).await.unwrap_err();
+    assert!(matches!(refused, CatalogError::ReadOnly { .. }), "{refused}");
+}
+
+async fn what_a_later_version_wrote_is_refused_and_the_others_are_read(kept: Kept) {
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    create(&kept.one, "globex", json!({})).await.unwrap();
+    let later = json!({ "format": 2, "name": "acme" }).to_string();
+    let write = (StateKey::of("", "/tenant/acme"), Write::Put { value: later.into(), ttl_ms: None });
+    let commit = Commit { writes: vec![write], ..Commit::new(CommitId::random()) };
+    kept.engine.commit(&TenantId::catalog(), Arc::new(commit)).await.unwrap();
+    for refused in [
+        kept.one.tenant(&id("acme")).await.map(drop),
+        kept.one.whole(&id("acme")).await.map(drop),
+        plugin(&kept.one, "acme", "echo", Role::Handler).await,
+        kept.one.change_tenant(&operator(), &id("acme"), "tenant.delete", |_| Ok(None)).await.map(drop),
+    ] {
+        assert!(matches!(refused, Err(CatalogError::Later { format: 2, .. })), "{refused:?}");
+    }
+    let page = kept.one.tenants(None, 10).await.unwrap();
+    assert_eq!((page.tenants.len(), page.unreadable.len()), (1, 1));
+}
+
+async fn tokens_hold_until_they_are_revoked_on_every_node(kept: Kept) {
+    let new = |name: &str, expires_ms| NewToken {
+        name: name.into(),
+        scope: Scope::TenantAdmin,
+        tenant: Some(id("acme")),
+        expires_ms,
+    };
+    let (record, text) = kept.one.create_token(&operator(), new("eve", None)).await.unwrap();
+    let known = kept.two.token_of(&text).await.unwrap().unwrap();
+    assert_eq!((&known.id, known.actor().tenant), (&record.id, Some(id("acme"))));
+    let forged = format!("{}x", &text[..text.len() - 1]);
+    for wrong in [&*forged, "", "postern_", "postern_../../tenant/acmexxxxxxxxx", &text[1..], &format!("{text}x")] {
+        assert_eq!(kept.two.token_of(wrong).await.unwrap(), None, "{wrong}");
+    }
+    let (_, brief) = kept.one.create_token(&operator(), new("brief", Some(now_ms() + 150))).await.unwrap();
+    assert!(kept.two.token_of(&brief).await.unwrap().is_some());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(kept.two.token_of(&brief).await.unwrap(), None);
+    assert_eq!(kept.two.tokens().await.unwrap().len(), 1);
+    kept.two.revoke_token(&operator(), &record.id).await.unwrap();
+    assert_eq!(kept.one.token_of(&text).await.unwrap(), None);
+    assert!(matches!(kept.one.revoke_token(&operator(), &record.id).await, Err(CatalogError::NotFound { .. })));
+    let told = serde_json::to_string(&kept.one.audit(None, None, 10).await.unwrap()).unwrap();
+    assert!(told.contains("token.revoke") && !told.contains(&record.digest) && !told.contains(&text));
+    let nobody = NewToken { tenant: None, ..new("", Some(1)) };
+    let refused = kept.one.create_token(&operator(), nobody).await.unwrap_err();
+    assert!(matches!(&refused, CatalogError::Invalid(all) if all.len() == 3), "{refused}");
+}
+
+async fn accounts_are_added_once_and_told_by_the_day(kept: Kept) {
+    let delta = |tenant: &str, what: &str, number| UsageDelta {
+        tenant: id(tenant),
+        plugin: "echo".into(),
+        what: what.into(),
+        number,
+    };
+    let commit = CommitId::random();
+    for _ in 0..2 {
+        let deltas = [delta("acme", "calls", 3), delta("acme", "calls", 4), delta("globex", "calls", 1)];
+        kept.one.add_usage(&commit, "2026-11-22", &deltas).await.unwrap();
+    }
+    let (one, two) = ([delta("acme", "calls", 10)], [delta("acme", "cpu_us", 5)]);
+    let (one_id, two_id) = (CommitId::random(), CommitId::random());
+    let (one, two) =
+        tokio::join!(kept.one.add_usage(&one_id, "2026-11-22", &one), kept.two.add_usage(&two_id, "2026-11-23", &two));
+    one.and(two).unwrap();
+    let rows = kept.two.usage(&id("acme"), "2026-11-22", "2026-11-23").await.unwrap();
+    let rows: Vec<_> = rows.iter().map(|row| (&*row.day, json!(row.used))).collect();
+    assert_eq!(rows, [("2026-11-22", json!({ "calls": 17 })), ("2026-11-23", json!({ "cpu_us": 5 }))]);
+    assert_eq!(kept.one.usage(&id("acme"), "2026-11-20", "2026-11-21").await.unwrap(), []);
+    assert_eq!(kept.one.usage(&id("acme"), "2026-11-23", "2026-12-01").await.unwrap().len(), 1);
+    assert!(matches!(kept.one.usage(&id("acme"), "x", "2026-12-01").await, Err(CatalogError::Invalid(_))));
+    let odd = kept.one.add_usage(&CommitId::random(), "2026-11-22", &[delta("acme", "../x", 1)]).await;
+    assert!(matches!(odd, Err(CatalogError::Invalid(_))), "{odd:?}");
+}
