@@ -32,6 +32,7 @@ mod harm;
 mod hostile;
 mod hostile_uploads;
 mod http;
+mod languages;
 mod limits;
 mod outage;
 mod outcome;
