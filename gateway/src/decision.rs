@@ -14,6 +14,7 @@ pub mod revocation;
 pub mod token;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -27,7 +28,9 @@ use crate::commit::{
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
 use crate::room::Room;
+use crate::telemetry::labels;
 use crate::tenant::{CallLimits, TenantId};
+use crate::usage::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
 use pipeline::{Pipeline, Route};
@@ -233,6 +236,8 @@ pub struct Decisions {
     pub tenant: TenantId,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
+    /// What the tenant's clients cause.
+    pub traffic: Arc<Traffic>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
     /// A commit met a connection that is not registered.
@@ -246,6 +251,7 @@ impl Decisions {
         Decisions {
             tenant,
             engine,
+            traffic: Arc::default(),
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
             absent: Arc::default(),
@@ -266,6 +272,9 @@ impl Decisions {
     /// while what it read has changed meanwhile. Losers of a conflict queue per key. While the engine is away it
     /// waits, a bounded time.
     pub async fn run(&self, pipeline: &Pipeline, input: Input<'_>) -> Result<Decided, Undecided> {
+        if matches!(input, Input::Event { .. }) {
+            self.traffic.events.fetch_add(1, Ordering::Relaxed);
+        }
         let id = CommitId::random();
         let now = now_ms();
         let limits = self.limits.load_full();
@@ -452,7 +461,7 @@ impl Decisions {
     /// Counts a lost conflict and waits for the turn to try again. Who had the turn on this key keeps it: then it was
     /// another node that won. A turn on another key is given back first.
     async fn lose(&self, turn: Option<conflict::Turn>, key: &StateKey) -> Option<conflict::Turn> {
-        metrics::counter!("commit_conflicts_total", "tenant" => self.tenant.to_string()).increment(1);
+        metrics::counter!("commit_conflicts_total", "tenant" => labels::of_tenant(self.tenant.as_str())).increment(1);
         if turn.as_ref().is_some_and(|turn| turn.is_on(key)) {
             return turn;
         }
@@ -501,7 +510,13 @@ impl Decisions {
             });
             metrics::histogram!("engine_commit_seconds").record(started.elapsed().as_secs_f64());
             match result {
-                Ok(outcome) => return Ok(outcome),
+                Ok(outcome) => {
+                    if matches!(outcome, Outcome::Committed(_)) {
+                        let published = commit.effects.iter().filter(|effect| matches!(effect, Effect::Publish(_)));
+                        self.traffic.published.fetch_add(published.count() as u64, Ordering::Relaxed);
+                    }
+                    return Ok(outcome);
+                }
                 Err(EngineError::Ambiguous(why)) if ambiguous < AMBIGUOUS_RESENDS_MAX => {
                     ambiguous += 1;
                     metrics::counter!("commit_ambiguous_total").increment(1);
@@ -539,6 +554,7 @@ impl Decisions {
     /// Best effort by contract: what cannot be sent now is dropped, and counted.
     pub async fn publish_ephemeral(&self, publications: Vec<Publication>) {
         let mut left = publications.len() as u64;
+        self.traffic.published.fetch_add(left, Ordering::Relaxed);
         let all = async {
             for publication in publications {
                 if self.engine.publish_ephemeral(&self.tenant, publication).await.is_ok() {

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use wit_component::ComponentEncoder;
 
+pub use crate::decision::plugin::contract;
 pub use toolchain::Toolchain;
 
-pub mod contract;
 pub mod headroom;
 mod run;
 mod toolchain;

@@ -300,6 +300,11 @@ fn keys_that_cannot_verify_anything_are_mistakes_and_show_no_secret() {
         ("[[auth.keys]]\nalgorithm = \"ES256\"\npem_file = \"no.pem\"".into(), &["pem_file: cannot read", "no.pem"]),
         ("[[auth.keys]]\njwk = '{\"kty\":\"oct\",\"k\":'".into(), &["auth.keys[0].jwk: not a JSON Web Key"]),
         ("jwks_file = \"no.json\"".into(), &["auth.jwks_file: cannot read", "no.json"]),
+        ("jwks_url = \"http://id.example/jwks\"".into(), &["auth.jwks_url: must be https", "only for this machine"]),
+        ("jwks_url = \"https://hunter2@id.example/jwks\"".into(), &["auth.jwks_url", "no user and no password"]),
+        ("jwks_url = \"id.example\"".into(), &["auth.jwks_url: must be"]),
+        ("jwks_url = \"ftp://id.example/x\"".into(), &["auth.jwks_url: must be https"]),
+        ("jwks_url = \"https://id.example/x\"\njwks_refresh_ms = 1".into(), &["auth.jwks_refresh_ms", "from 1000"]),
         ("subject_claim = \"\"\nanonymous = true".into(), &["auth.subject_claim", "name of a claim"]),
         ("leeway_s = 601\nanonymous = true".into(), &["auth.leeway_s", "from 0 to 600"]),
         (String::new(), &["auth: no key can be used"]),
@@ -331,13 +336,27 @@ fn keys_come_from_texts_files_sets_and_the_environment() {
     files.put("tenants/p256.pem", include_str!("../../tests/keys/p256.public.pem"));
     let config = files.load(&[], &[("ACME", SECRET)]).unwrap();
     let keys: Vec<_> =
-        config.tenants[0].auth.keys.iter().map(|key| (key.id.as_deref(), format!("{:?}", key.algorithm))).collect();
+        config.tenants[0].auth.all_keys().map(|key| (key.id.as_deref(), format!("{:?}", key.algorithm))).collect();
     assert_eq!(keys, [(None, "HS512".into()), (Some("pem"), "ES256".into()), (Some("set"), "HS256".into())]);
     assert!(
         matches!(&config.tenants[0].auth.keys[0].material, KeyMaterial::Secret(secret) if secret.0 == SECRET.as_bytes())
     );
     assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
     assert_says(&config.warnings[0], &["acme.toml: auth.jwks_file: keys[1] is left out", "kty"]);
+}
+
+#[test]
+fn a_key_set_behind_a_url_is_fetched_later_and_its_query_is_not_shown() {
+    for url in
+        ["https://id.example/jwks?key=hunter2", "http://127.0.0.1:1/jwks", "http://localhost/jwks", "http://[::1]/"]
+    {
+        let text = keys(&format!("jwks_url = \"{url}\"\njwks_refresh_ms = 60000\njwks_ends_connections = true"));
+        let config = Files::with_tenant("acme", &text).load(&[], &[]).unwrap();
+        let auth = &config.tenants[0].auth;
+        assert!(auth.all_keys().next().is_none() && auth.key_sets_end_connections);
+        assert_eq!((auth.key_set_refresh.as_secs(), auth.key_sets.len()), (60, 1));
+        assert!(!format!("{auth:?} {}", auth.key_sets[0].source).contains("hunter2"));
+    }
 }
 
 #[test]
@@ -374,7 +393,7 @@ fn examples() -> Files {
     let files = Files::new();
     std::fs::create_dir_all(files.path("target/components")).unwrap();
     std::fs::create_dir_all(files.path("examples/tenants")).unwrap();
-    for plugin in ["room-authorization", "visitor-approvals", "bench"] {
+    for plugin in ["room-authorization", "visitor-approvals", "task-updates", "typing-status", "bench"] {
         files.put(&format!("target/components/{plugin}.wasm"), "");
     }
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tenants");
@@ -394,7 +413,7 @@ fn the_examples_are_right_and_check_says_what_is_in_them() {
     let summary = check::summary(&config);
     assert_says(
         &summary,
-        &["all is well: 3 tenants, 5 plugins", "tenant green-valley: keys HS256", "handler visitor-approvals"],
+        &["all is well: 3 tenants, 7 plugins", "tenant green-valley: keys HS256", "handler visitor-approvals"],
     );
     assert!(!summary.contains("warning"), "{summary}");
     let told = check::check(&flags, &environment(&[])).unwrap_err().to_string();

@@ -114,6 +114,13 @@ impl Node {
         self.log.lock().clone()
     }
 
+    /// SIGTERM, then a new process on the same data when the old one has ended.
+    pub(crate) fn stop_and_restart(mut self) -> Node {
+        self.signal("TERM");
+        self.wait();
+        Node::spawn(self.dir.clone(), self.redis_url.clone(), self.variables.clone())
+    }
+
     /// SIGKILL, then a new process on the same data and, as nobody else took it, not the same port.
     pub(crate) fn kill_and_restart(mut self) -> Node {
         self.signal("KILL");
