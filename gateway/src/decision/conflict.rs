@@ -75,7 +75,7 @@ impl Conflicts {
             (queue.turn.clone(), Place { keys: self.keys.clone(), key: key.clone() })
         };
         let guard = turn.lock_owned().await;
-        Some(Turn { _guard: guard, place: place })
+        Some(Turn { _guard: guard, place })
     }
 }
 
