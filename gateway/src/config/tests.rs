@@ -417,7 +417,7 @@ fn the_examples_are_right_and_check_says_what_is_in_them() {
     );
     assert!(!summary.contains("warning"), "{summary}");
     let told = check::check(&flags, &environment(&[])).unwrap_err().to_string();
-    assert_says(&told, &["bench.toml", "plugins.bench-handler.component", "it is no component"]);
+    assert_says(&told, &["bench.toml", "plugins.bench-handler.component", "this is not a WebAssembly component"]);
     let bench = config.tenants.iter().find(|tenant| tenant.id.as_str() == "bench").unwrap();
     assert_eq!((bench.limits.messages_per_minute, bench.limits.connections_per_user), (None, 100_000));
 }
