@@ -118,7 +118,7 @@ impl Node {
     pub(crate) fn stop_and_restart(mut self) -> Node {
         self.signal("TERM");
         self.wait();
-        Node::spawn(self.dir.clone(), self.redis_url.clone())
+        Node::spawn(self.dir.clone(), self.redis_url.clone(), self.variables.clone())
     }
 
     /// SIGKILL, then a new process on the same data and, as nobody else took it, not the same port.
