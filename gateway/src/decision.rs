@@ -27,6 +27,7 @@ use crate::commit::{
 };
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
+use crate::limits::PerSecond;
 use crate::room::Room;
 use crate::telemetry::labels;
 use crate::tenant::{CallLimits, TenantId};
@@ -240,6 +241,7 @@ pub struct Decisions {
     pub traffic: Arc<Traffic>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
+    published: Arc<PerSecond>,
     /// A commit met a connection that is not registered.
     absent: Arc<Notify>,
     backlog: Arc<Backlog>,
@@ -254,6 +256,7 @@ impl Decisions {
             traffic: Arc::default(),
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
+            published: Arc::default(),
             absent: Arc::default(),
             backlog,
         }
@@ -320,6 +323,7 @@ impl Decisions {
             parts.commit.session = additions.session;
             parts.commit.fired = additions.fired;
             parts.commit.timers.extend(additions.timers);
+            self.may_publish(&parts.commit.effects, parts.ephemeral.len())?;
             let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
             let position = match self.commit(parts.commit, &mut outage).await? {
                 None => None,
@@ -434,6 +438,20 @@ impl Decisions {
         let record = self.engine.session(&self.tenant, farewell::Farewell::session(timer)).await;
         let record = record.map_err(|error| engine_unavailable(&error.to_string()))?;
         Ok(record.is_some_and(|record| record.connection != gone.connection))
+    }
+
+    /// Is there room for an input's publications?
+    fn may_publish(&self, effects: &[Effect], ephemeral: usize) -> Result<(), Undecided> {
+        let count = effects.iter().filter(|effect| matches!(effect, Effect::Publish(_))).count() + ephemeral;
+        let limit = self.limits.load().publications_per_second;
+        self.published.take(count as u64, limit.into(), tokio::time::Instant::now()).map_err(|wait| {
+            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+            let text = format!(
+                "the tenant publishes too much: {count} more (call_limits.publications_per_second = {limit}); \
+                 try again in {wait_ms} ms"
+            );
+            Undecided::Later(Refusal { retry_after_ms: Some(wait_ms), ..Refusal::new("rate_limit", text) })
+        })
     }
 
     /// Commits without any plugin: a publication that a grant allows, a leave, a disconnect.

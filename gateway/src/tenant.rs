@@ -408,6 +408,8 @@ pub struct CallLimits {
     pub cpu_ms_per_second: u32,
     /// Log lines of all calls of the tenant on one node, a minute; more are dropped, and that is told.
     pub log_lines_per_minute: PerMinute,
+    /// Publications of the tenant on one node, a second; inputs that would go beyond are refused. 0: unlimited.
+    pub publications_per_second: u32,
     /// When a hook of a plugin that keeps failing is not called any more.
     pub breaker: BreakerLimits,
 }
@@ -452,6 +454,7 @@ impl Default for CallLimits {
             attempts: 8,
             cpu_ms_per_second: 1_000,
             log_lines_per_minute: NonZeroU32::new(600),
+            publications_per_second: 10_000,
             breaker: BreakerLimits::default(),
         }
     }

@@ -142,11 +142,13 @@ pub(super) async fn run(
     let Place { prepared, gate, warm } = place;
     let limits = call.work.limits.clone();
     let (tenant, meter, purse) = (call.work.tenant.clone(), call.meter.clone(), call.purse.take());
-    let kept = match &warm {
-        Some(warm) => warm.take(call),
-        None => Err(call),
+    let mut seat = match warm.as_ref().and_then(|warm| warm.take()) {
+        Some(mut seat) => {
+            seat.begin(call);
+            seat
+        }
+        None => Seat::new(store(&prepared, call)),
     };
-    let mut seat = kept.unwrap_or_else(|call| Seat::new(store(&prepared, call)));
     set_limits(&mut seat.store, &limits);
     let mut started = seat.instance.is_some();
     let work = Box::pin(async {

@@ -29,6 +29,12 @@ impl Seat {
         Seat { store, instance: None, calls: 0, born_bytes: 0 }
     }
 
+    /// Puts a new call in.
+    pub(super) fn begin(&mut self, mut call: Call) {
+        call.limiter.take_over(&self.store.data().limiter);
+        *self.store.data_mut() = call;
+    }
+
     /// The component is instantiated.
     pub(super) fn born(&mut self, instance: Instance) {
         self.instance = Some(instance);
@@ -58,13 +64,9 @@ impl WarmPool {
         WarmPool { limits, idle: Mutex::default(), places: places.clone() }
     }
 
-    /// Takes an idle instance, with a new call in it.
-    #[expect(clippy::result_large_err, reason = "not an error: the call goes on in a fresh instance")]
-    pub(super) fn take(&self, mut call: Call) -> Result<Seat, Call> {
-        let Some(Idle { mut seat, .. }) = self.idle.lock().pop() else { return Err(call) };
-        call.limiter.take_over(&seat.store.data().limiter);
-        *seat.store.data_mut() = call;
-        Ok(seat)
+    /// Takes an idle instance.
+    pub(super) fn take(&self) -> Option<Seat> {
+        self.idle.lock().pop().map(|idle| idle.seat)
     }
 
     /// A call has ended well: takes it out, and keeps the instance where it may be kept.
