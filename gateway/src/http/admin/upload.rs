@@ -7,9 +7,9 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::http::HeaderMap;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 
 use super::body::{self, UPLOAD_TIMEOUT};
 use super::denied::Denied;
@@ -22,7 +22,10 @@ use crate::gateway::Gateway;
 use crate::tenant::{PluginSettings, Role, Tenant, TenantId};
 
 /// Uploads that are read and checked at the same time on one node: each may be as large as a component may be.
-const UPLOADS_MAX: usize = 4;
+const UPLOADS_MAX: usize = 6;
+
+/// Of one tenant, so that its slow uploads leave room for others'.
+const UPLOADS_OF_TENANT_MAX: usize = 2;
 
 /// How long waiting for the compiler, trying and storing may take beside compiling, which has a limit of its own.
 const CHECK_TIME: Duration = Duration::from_secs(90);
@@ -33,7 +36,36 @@ const DIGEST: &str = "postern-digest";
 /// Who says that it is theirs.
 const SIGNATURE: &str = "postern-signature";
 
-static UPLOADS: Semaphore = Semaphore::const_new(UPLOADS_MAX);
+/// Whose uploads are read and checked on this node.
+static UPLOADS: Mutex<Vec<TenantId>> = Mutex::new(Vec::new());
+
+/// One of them; over when dropped.
+#[derive(Debug)]
+struct Uploading(TenantId);
+
+impl Uploading {
+    fn begin(tenant: &TenantId) -> Result<Uploading, Denied> {
+        let mut uploads = UPLOADS.lock();
+        let of_tenant = uploads.iter().filter(|other| *other == tenant).count();
+        if uploads.len() >= UPLOADS_MAX || of_tenant >= UPLOADS_OF_TENANT_MAX {
+            return Err(Denied::busy(format!(
+                "as many uploads are read and checked on this node already as may be: {UPLOADS_MAX}, or \
+                 {UPLOADS_OF_TENANT_MAX} of one tenant (UPLOADS_MAX, UPLOADS_OF_TENANT_MAX)"
+            )));
+        }
+        uploads.push(tenant.clone());
+        Ok(Uploading(tenant.clone()))
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        let mut uploads = UPLOADS.lock();
+        if let Some(index) = uploads.iter().position(|tenant| *tenant == self.0) {
+            uploads.swap_remove(index);
+        }
+    }
+}
 
 /// `POST …/versions`.
 pub(super) async fn upload(asked: Asked) -> Done {
@@ -42,9 +74,7 @@ pub(super) async fn upload(asked: Asked) -> Done {
     // What cannot be taken whatever it is, is refused before its bytes are.
     let Place { settings, plugin, is_there } = place(&asked, &id, &name).await?;
     let signature = signature(&asked.headers)?;
-    let _upload = UPLOADS.try_acquire().map_err(|_| {
-        Denied::busy(format!("{UPLOADS_MAX} uploads are read and checked on this node already (UPLOADS_MAX)"))
-    })?;
+    let _place = Uploading::begin(&id)?;
     if let Some(stay) = &asked.stay {
         let compiling = Duration::from_millis(asked.gateway.config.plugins.compile_ms_max);
         stay.for_another(UPLOAD_TIMEOUT + compiling + CHECK_TIME);
@@ -185,5 +215,23 @@ fn refused(error: LoadError) -> Denied {
         // The same component may be taken at another time.
         _ if error.is_passing() => Denied::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text),
         _ => Denied::invalid(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenants_uploads_leave_room_for_others_and_a_place_is_given_back() {
+        let tenant = |name| TenantId::parse(name).unwrap();
+        let own = [Uploading::begin(&tenant("a")).unwrap(), Uploading::begin(&tenant("a")).unwrap()];
+        assert_eq!(Uploading::begin(&tenant("a")).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
+        let others: Vec<_> = ["b", "b", "c", "c"].iter().map(|name| Uploading::begin(&tenant(name)).unwrap()).collect();
+        assert!(Uploading::begin(&tenant("d")).is_err(), "there are more than UPLOADS_MAX");
+        drop(own);
+        assert!(Uploading::begin(&tenant("a")).is_ok());
+        drop(others);
+        assert!(UPLOADS.lock().is_empty());
     }
 }
