@@ -169,11 +169,12 @@ Examples:
   postern plugin new door-bell
   postern plugin new plugins/door-bell --language rust")]
     New(PluginNewArgs),
-    /// Build crates into components, and check them against the contract.
+    /// Build plugins in Rust, JavaScript or Python into components, and check them against the contract.
     #[command(after_help = "\
 Examples:
   postern plugin build plugins/visitor-approvals
   postern plugin build plugins/* --out target/components
+  postern plugin build examples/plugins/word-filter-js
   postern plugin build my-plugin --json")]
     Build(PluginBuildArgs),
     /// What calls a gateway that runs.
@@ -195,10 +196,10 @@ pub struct PluginNewArgs {
 /// What to build, and where to.
 #[derive(Debug, Clone, Args)]
 pub struct PluginBuildArgs {
-    /// The directories of the crates.
+    /// The directories of the plugins: with a Cargo.toml, a package.json or a pyproject.toml.
     #[arg(required = true, value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
-    /// Where the components go [default: each crate's target/postern].
+    /// Where the components go [default: each plugin's target/postern].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Print the results as JSON.

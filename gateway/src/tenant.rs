@@ -379,7 +379,7 @@ pub struct CallLimits {
     pub cpu_ms: u32,
     /// From start to end, waiting included, in milliseconds.
     pub wall_ms: u32,
-    /// Linear memory, in bytes.
+    /// Linear memory, in bytes. Components with an interpreter begin with 9.5 MB (JavaScript) and 13 MB (Python).
     pub memory_bytes: usize,
     /// Calls to the gateway.
     pub host_calls: u32,
