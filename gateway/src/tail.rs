@@ -141,10 +141,13 @@ enum Word {
     Other,
 }
 
+/// Whose lines somebody listens to, and where they go.
+type Ear = (TenantId, mpsc::Sender<(Batch, bool)>);
+
 /// Who looks on this node, and for whom it answers.
 #[derive(Default)]
 pub struct Tail {
-    listening: Mutex<HashMap<String, (TenantId, mpsc::Sender<(Batch, bool)>)>>,
+    listening: Mutex<HashMap<String, Ear>>,
     answering: Answering,
 }
 
