@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::decision::plugin::HostSettings;
 use crate::engine::mistake_in_redis_url;
+use crate::telemetry::labels::TENANTS_MAX_DEFAULT;
 use crate::tenant::{Secret, Tenant, TenantId};
 
 mod auth;
@@ -53,6 +54,9 @@ pub struct Config {
     /// Origins from which browsers may open a socket or call HTTP, unless a tenant names its own:
     /// `origins`, or `CORS_ORIGIN` separated by commas. Empty: the gateway's own only; `*`: all.
     pub origins: Vec<String>,
+    /// Tenants that metrics name, each with some plugins; the others are together under `other`:
+    /// `metrics_tenants_max`; 0 to 100,000, default 200.
+    pub metrics_tenants_max: usize,
     /// Open connections at the same time: `max_connections`, `MAX_CONNECTIONS`; 1 to 10,000,000,
     /// default 10,000.
     pub max_connections: u32,
@@ -303,6 +307,10 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
             .and_then(|given| redis_url(given.secret(), report)),
         redis_ca_file: path_setting(&mut layers, ["redis_ca_file", "REDIS_CA_FILE", ""], base, report),
         origins: own_origins(&mut layers, report),
+        metrics_tenants_max: layers
+            .get("metrics_tenants_max", "", "")
+            .and_then(|given| given.integer(0..=100_000, report))
+            .unwrap_or(TENANTS_MAX_DEFAULT),
         max_connections: layers
             .get("max_connections", "MAX_CONNECTIONS", "max-connections")
             .and_then(|given| given.integer(1..=10_000_000, report))

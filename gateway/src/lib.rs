@@ -27,6 +27,7 @@ pub mod http;
 pub mod presence;
 pub mod tail;
 pub mod timers;
+pub mod usage;
 
 pub mod drain;
 pub mod telemetry;

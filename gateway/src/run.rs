@@ -21,7 +21,7 @@ use crate::engine::redis;
 use crate::gateway::{Gateway, LiveTenant};
 use crate::http::{Http, welcome};
 use crate::tenant::Tenant;
-use crate::{key_sets, presence, tail, telemetry, timers};
+use crate::{key_sets, presence, tail, telemetry, timers, usage};
 
 /// How long the last tasks may take after the clients are gone.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,6 +102,7 @@ pub async fn run(
     engine: Arc<dyn Engine>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
+    telemetry::labels::allow(config.metrics_tenants_max);
     let tasks = Tasks::new();
     let settings = HostSettings { threads: config.decision_threads.get(), ..config.plugins.clone() };
     let host = Host::new(settings).map_err(|error| StartError::Host(error.to_string()))?;
@@ -117,6 +118,7 @@ pub async fn run(
     tasks.spawn(key_sets::run(gateway.clone()));
     tasks.spawn(presence::run(gateway.clone()));
     tasks.spawn(tail::run(gateway.clone()));
+    tasks.spawn(usage::run(gateway.clone()));
     tasks.spawn(upkeep(gateway.clone()));
     let address =
         listener.local_addr().map_err(|error| StartError::Listen { address: gateway.config.listen, error })?;

@@ -269,6 +269,36 @@ pub struct PluginSettings {
     pub events: Option<Vec<Pattern>>,
     /// What `config.get` answers it.
     pub settings: BTreeMap<String, String>,
+    /// Has each call an instance of its own?
+    pub instances: Instances,
+}
+
+/// What becomes of an instance of a component after a call that ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Instances {
+    /// It is gone: a call sees nothing of an earlier one.
+    #[default]
+    Fresh,
+    /// It is kept for the next call of the same version of the same plugin, with all that the component keeps in its
+    /// memory, of whichever of the tenant's users it is.
+    Warm(WarmLimits),
+}
+
+/// How long instances are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmLimits {
+    /// Idle instances of the plugin on a node.
+    pub idle_max: usize,
+    /// Calls of one instance.
+    pub calls_max: u32,
+    /// What its memory may grow by from the beginning of its first call, in bytes.
+    pub memory_growth_bytes_max: usize,
+}
+
+impl Default for WarmLimits {
+    fn default() -> Self {
+        WarmLimits { idle_max: 4, calls_max: 1_000, memory_growth_bytes_max: 1 << 20 }
+    }
 }
 
 /// What a component is used for.
@@ -378,6 +408,8 @@ pub struct CallLimits {
     pub cpu_ms_per_second: u32,
     /// Log lines of all calls of the tenant on one node, a minute; more are dropped, and that is told.
     pub log_lines_per_minute: PerMinute,
+    /// Publications of the tenant on one node, a second; inputs that would go beyond are refused. 0: unlimited.
+    pub publications_per_second: u32,
     /// When a hook of a plugin that keeps failing is not called any more.
     pub breaker: BreakerLimits,
 }
@@ -422,6 +454,7 @@ impl Default for CallLimits {
             attempts: 8,
             cpu_ms_per_second: 1_000,
             log_lines_per_minute: NonZeroU32::new(600),
+            publications_per_second: 10_000,
             breaker: BreakerLimits::default(),
         }
     }

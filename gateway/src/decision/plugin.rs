@@ -32,6 +32,8 @@ mod load;
 mod metering;
 mod share;
 mod transaction;
+mod usage;
+mod warm;
 
 use admission::Admission;
 use breaker::Breakers;
@@ -40,6 +42,8 @@ use host::Call;
 use instance::Prepared;
 use metering::Metering;
 use share::Share;
+use usage::Account;
+use warm::WarmPool;
 
 pub use breaker::{BreakerSnapshot, BreakerState};
 pub use failure::{CallError, Failure, FailureKind, Hook, MESSAGE_BYTES_MAX, REFUSAL_CODE_BYTES_MAX};
@@ -52,12 +56,16 @@ pub use load::{
     compile_worker, inspect, own_program, public_key, sign, verify,
 };
 pub use transaction::{Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
+pub use usage::PluginUsage;
 
 use crate::commit::{Grant, Millis};
 use crate::tenant::{Pattern, Role, TenantId};
 
 /// The most handlers that a router may name for one event.
 pub const ROUTE_HANDLERS_MAX: usize = 64;
+
+/// Of the pool's instances one in so many may idle; the others are for calls.
+const IDLE_SHARE: usize = 4;
 
 /// Changes of breakers that are kept for whoever follows them; a slow one misses the oldest and looks at
 /// [`Plugin::breakers`] instead.
@@ -87,8 +95,8 @@ pub struct HostSettings {
     pub compilations: usize,
     /// Where they are compiled. Default: in this process.
     pub compiler: Compiler,
-    /// How long a compiler process may take for a component, in milliseconds, by the clock and in computing. Default:
-    /// 60,000.
+    /// How long a compiler process may take for a component, in milliseconds by the clock; its two threads together may compute
+    /// twice as long. Default: 120,000.
     pub compile_ms_max: u64,
     /// The addresses that a compiler process may use, in bytes, its own program among them. Default: 2 GiB.
     pub compile_memory_bytes_max: usize,
@@ -105,7 +113,7 @@ impl Default for HostSettings {
             component_bytes_max: 64 << 20,
             compilations: 1,
             compiler: Compiler::InProcess,
-            compile_ms_max: 60_000,
+            compile_ms_max: 120_000,
             compile_memory_bytes_max: 2 << 30,
             code_cache: None,
         }
@@ -141,6 +149,8 @@ pub struct Host {
     runtime: Mutex<Option<Runtime>>,
     gate: Arc<Gate>,
     pool: Arc<Semaphore>,
+    /// Places for instances that idle.
+    idle: Arc<Semaphore>,
     /// Who compiles, and who looks at an upload.
     compilations: Arc<Semaphore>,
     /// Who reads and prepares code that is compiled.
@@ -182,6 +192,7 @@ impl Host {
             runtime: Mutex::new(Some(runtime)),
             gate: Gate::new(threads),
             pool: Arc::new(Semaphore::new(settings.instances as usize)),
+            idle: Arc::new(Semaphore::new(settings.instances as usize / IDLE_SHARE)),
             compilations: Arc::new(Semaphore::new(settings.compilations.max(1))),
             loads: Arc::new(Semaphore::new(LOADS)),
             code_hash,
@@ -226,6 +237,16 @@ impl Host {
         self.tenants.lock().journal(tenant)
     }
 
+    /// What plugins used since the last time this was asked.
+    pub fn take_usage(&self) -> Vec<PluginUsage> {
+        self.tenants.lock().take_usage()
+    }
+
+    /// The account of a plugin, over all its versions.
+    fn account(&self, tenant: &TenantId, plugin: &Arc<str>) -> Arc<Account> {
+        self.tenants.lock().accounts.entry((tenant.clone(), plugin.clone())).or_default().clone()
+    }
+
     /// Tells when a breaker of any plugin opens, tries a call or closes, from now on.
     pub fn breaker_changes(&self) -> broadcast::Receiver<BreakerChange> {
         self.breaker_changes.subscribe()
@@ -237,9 +258,25 @@ impl Host {
 struct Tenants {
     shares: HashMap<TenantId, Weak<Share>>,
     journals: HashMap<TenantId, Weak<Journal>>,
+    /// Until they are empty and nobody fills them any more.
+    accounts: HashMap<(TenantId, Arc<str>), Arc<Account>>,
 }
 
 impl Tenants {
+    fn take_usage(&mut self) -> Vec<PluginUsage> {
+        let mut taken = Vec::new();
+        self.accounts.retain(|(tenant, plugin), account| {
+            // Asked first: whoever fills it until then is seen.
+            let unused = Arc::strong_count(account) == 1;
+            let used = account.take();
+            if !used.is_empty() {
+                taken.push(PluginUsage { tenant: tenant.clone(), plugin: plugin.clone(), used });
+            }
+            !unused
+        });
+        taken
+    }
+
     fn journal(&mut self, tenant: &TenantId) -> Arc<Journal> {
         if let Some(journal) = self.journals.get(tenant).and_then(Weak::upgrade) {
             return journal;
@@ -350,7 +387,10 @@ pub struct Plugin {
     admission: Arc<Admission>,
     share: Arc<Share>,
     breakers: Breakers,
+    /// `None`: each call has an instance of its own.
+    warm: Option<Arc<WarmPool>>,
     metering: Metering,
+    account: Arc<Account>,
     host: Arc<Host>,
 }
 

@@ -57,7 +57,8 @@ pub(super) async fn raise(tenant: &Arc<LiveTenant>, request: Request<Incoming>) 
     };
     // The tenant's own back end publishes wherever it wants to.
     let input = Input::Event { event: &event, may_publish: &|_| true };
-    metrics::counter!("http_events_total", "tenant" => tenant.id.to_string()).increment(1);
+    metrics::counter!("http_events_total", "tenant" => crate::telemetry::labels::of_tenant(tenant.id.as_str()))
+        .increment(1);
     match tenant.decisions.run(&tenant.pipeline.load_full(), input).await {
         Ok(decided) => {
             let position = decided.position.map(|position| position.to_string());

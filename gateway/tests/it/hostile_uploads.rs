@@ -50,6 +50,7 @@ fn plugin_settings(name: &str) -> PluginSettings {
         component: "".into(),
         events: None,
         settings: Default::default(),
+        instances: Default::default(),
     }
 }
 

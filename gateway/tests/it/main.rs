@@ -15,6 +15,8 @@ mod redis_engine;
 mod redis_nodes;
 mod redis_sentinel;
 mod redis_tls;
+mod usage;
+mod warm;
 
 // The whole, as its users meet it.
 mod admin;
@@ -30,6 +32,7 @@ mod harm;
 mod hostile;
 mod hostile_uploads;
 mod http;
+mod languages;
 mod limits;
 mod outage;
 mod outcome;

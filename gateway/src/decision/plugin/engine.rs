@@ -14,14 +14,14 @@ use super::{HostError, HostSettings};
 /// How often a computing component is looked after: the longest turn it has while others wait.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Core instances, memories and tables per component instance. Components made from one core
-/// module have one or two; language runtimes have several.
-const CORE_INSTANCES_EACH: u32 = 4;
+/// Core instances, memories and tables per component instance, and the most that a single component
+/// may have of them. A component made of one core module has one or two core instances, JavaScript's
+/// engine has 3; Python's interpreter is linked from some 40 modules, most of them stubs, around one memory.
+/// Core instances are only counted; places for memories and tables are addresses that are reserved.
+const CORE_INSTANCES_EACH: u32 = 64;
 const MEMORIES_EACH: u32 = 2;
 const TABLES_EACH: u32 = 4;
-
-/// The most that a single component may have of them.
-const CORE_INSTANCES_MAX: u32 = 16;
+const CORE_INSTANCES_MAX: u32 = 64;
 const MEMORIES_MAX: u32 = 4;
 const TABLES_MAX: u32 = 16;
 
@@ -95,12 +95,9 @@ fn config(settings: &HostSettings, pagemap_scan: Enabled) -> Result<Config, Host
     Ok(config)
 }
 
-/// An engine that compiles for [`start`]'s, and reserves nothing. It uses one thread: how many components are compiled
-/// at the same time says how much of the machine they take.
+/// An engine that compiles for [`start`]'s, and reserves nothing.
 pub(super) fn compiler() -> Result<Engine, HostError> {
-    let mut config = compiling()?;
-    config.parallel_compilation(false);
-    Engine::new(&config).map_err(|error| HostError::Contract(format!("{error:#}")))
+    Engine::new(&compiling()?).map_err(|error| HostError::Contract(format!("{error:#}")))
 }
 
 /// Everything that compiled code depends on.

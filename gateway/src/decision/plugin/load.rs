@@ -15,9 +15,10 @@ use super::contract::PACKAGE;
 use super::failure::{CallError, FailureKind, Hook};
 use super::metering::Metering;
 use super::transaction::Transaction;
+use super::warm::WarmPool;
 use super::{Description, Exports, Host, Plugin};
 use crate::room::ROOT_NAMESPACE;
-use crate::tenant::{CallLimits, PluginSettings, Role, SignatureKey, TenantId};
+use crate::tenant::{CallLimits, Instances, PluginSettings, Role, SignatureKey, TenantId};
 
 mod cache;
 mod compile;
@@ -124,6 +125,9 @@ pub enum LoadError {
         /// How much it may take, in bytes.
         limit: usize,
     },
+    /// An instance of it does not fit into a place of the pool.
+    #[error("it needs more than an instance may have: {0}")]
+    Resources(String),
     /// It needs more than it may have.
     #[error("it starts with {needed} bytes of memory: call_limits.memory_bytes = {limit}")]
     Memory {
@@ -273,6 +277,11 @@ impl Host {
             admission: share.admission(limits),
             share,
             breakers: Breakers::new(),
+            warm: match settings.instances {
+                Instances::Fresh => None,
+                Instances::Warm(limits) => Some(Arc::new(WarmPool::new(limits, &self.idle))),
+            },
+            account: self.account(tenant, &settings.name),
             metering: Metering::new(tenant.as_str(), &settings.name),
             host: self.clone(),
         };
