@@ -125,6 +125,9 @@ pub enum LoadError {
         /// How much it may take, in bytes.
         limit: usize,
     },
+    /// An instance of it does not fit into a place of the pool.
+    #[error("it needs more than an instance may have: {0}")]
+    Resources(String),
     /// It needs more than it may have.
     #[error("it starts with {needed} bytes of memory: call_limits.memory_bytes = {limit}")]
     Memory {
