@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Flags;
+use crate::decision::plugin::CompileOrders;
 
 pub mod admin;
 pub mod check;
@@ -19,7 +20,7 @@ pub mod tenant;
 pub mod token;
 
 /// The version of the plugins' contract, `wit/`.
-pub const CONTRACT_VERSION: &str = "0.1.0";
+pub const CONTRACT_VERSION: &str = plugin_build::contract::VERSION;
 
 /// A multi-tenant real-time gateway whose rules are WebAssembly components.
 #[derive(Debug, Parser)]
@@ -60,6 +61,9 @@ pub enum Command {
     /// Build plugins, and push them to a gateway that runs.
     #[command(subcommand, disable_help_subcommand = true)]
     Plugin(PluginCommand),
+    /// Compile one component; the gateway starts this, nobody else.
+    #[command(hide = true, after_help = "Example: none. It speaks with the gateway that started it.")]
+    CompileComponent(CompileOrders),
     /// Tenants of a gateway that runs.
     #[command(subcommand, disable_help_subcommand = true)]
     Tenant(tenant::TenantCommand),

@@ -12,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::decision::plugin::HostSettings;
 use crate::engine::mistake_in_redis_url;
 use crate::telemetry::labels::TENANTS_MAX_DEFAULT;
 use crate::tenant::{Secret, Tenant, TenantId};
@@ -19,6 +20,8 @@ use crate::tenant::{Secret, Tenant, TenantId};
 mod auth;
 mod document;
 mod limits;
+mod plugins;
+mod signature;
 mod source;
 mod tenant;
 #[cfg(test)]
@@ -79,6 +82,11 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Threads on which components run: `decision_threads`; 1 to 1,024, default one per core.
     pub decision_threads: NonZeroUsize,
+    /// What the plugin host may use: `[plugins]`. `instances`, 1 to 100,000; `memory_bytes_max`, 1 MiB to 4 GiB;
+    /// `component_bytes_max`, 1 KiB to 256 MiB; `compilations`, 1 to 64; `compile_ms_max`, 1,000 to 3,600,000;
+    /// `compile_memory_bytes_max`, 256 MiB to 64 GiB; `code_cache_dir`, default `code-cache` in `data_dir`;
+    /// `code_cache_bytes`, default 1 GiB, 0: no cache. The other defaults are those of [`HostSettings`].
+    pub plugins: HostSettings,
     /// What is logged, as `tracing_subscriber`'s `EnvFilter` reads it: `log`, `POSTERN_LOG`;
     /// default `info`.
     pub log: String,
@@ -283,10 +291,14 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
     let default_tenant =
         layers.get("default_tenant", "", "").and_then(|given| Some((given.at.clone(), tenant_name(&given, report)?)));
 
+    let data_dir =
+        path_setting(&mut layers, ["data_dir", "POSTERN_DATA", "data"], base, report).unwrap_or("data".into());
+    let of_plugins = layers.file.as_mut().and_then(|file| file.section("plugins", report));
+
     let config = Config {
         listen: listen(&mut layers, report),
-        data_dir: path_setting(&mut layers, ["data_dir", "POSTERN_DATA", "data"], base, report)
-            .unwrap_or("data".into()),
+        plugins: plugins::plugins(of_plugins, base, &data_dir, report),
+        data_dir,
         tenants_dir: path_setting(&mut layers, ["tenants_dir", "POSTERN_TENANTS", "tenants"], base, report)
             .unwrap_or("tenants".into()),
         plugins_dir: path_setting(&mut layers, ["plugins_dir", "", ""], base, report),

@@ -161,7 +161,11 @@ pub enum Input<'a> {
         session: SessionRecord,
         /// The session that comes back with it, if one does.
         resumed: Option<&'a SessionRecord>,
+        /// What the client said, for handlers that take part: what they read is as it was at the place of the join.
+        request: Option<&'a Event>,
     },
+    /// A client asks what the gateway answers; handlers that take part may answer instead.
+    Request(&'a Event),
     /// A client or a back end says something.
     Event {
         /// What.
@@ -195,7 +199,9 @@ impl Input<'_> {
             Input::Connect { who, .. } | Input::Join { who, .. } | Input::Connected { who, .. } => {
                 Some(&who.identity.subject)
             }
-            Input::Event { event, .. } => event.sender.as_ref().map(|sender| &*sender.identity.subject),
+            Input::Event { event, .. } | Input::Request(event) => {
+                event.sender.as_ref().map(|sender| &*sender.identity.subject)
+            }
             Input::Timer(_) => None,
         }
     }
@@ -205,7 +211,7 @@ impl Input<'_> {
         const OVERHEAD: usize = 1_024;
         OVERHEAD
             + match self {
-                Input::Event { event, .. } => event.data.bytes(),
+                Input::Event { event, .. } | Input::Request(event) => event.data.bytes(),
                 Input::Join { wanted, .. } => wanted.iter().flat_map(|(_, data)| data).map(Payload::bytes).sum(),
                 Input::Connect { .. } | Input::Timer(_) | Input::Connected { .. } => 0,
             }
@@ -303,6 +309,16 @@ impl Decisions {
                     }
                 },
             };
+            if turn.is_none()
+                && let Some(key) = self.conflicts.contested(parts.commit.reads.iter().map(|(key, _)| key))
+            {
+                turn = self.conflicts.turn(key).await;
+                if turn.is_some() {
+                    // What was read before it waited is old now. It has not lost, though.
+                    attempt -= 1;
+                    continue;
+                }
+            }
             parts.commit.effects.extend(additions.effects);
             parts.commit.session = additions.session;
             parts.commit.fired = additions.fired;
@@ -358,7 +374,7 @@ impl Decisions {
                 all.joined.splice(0..0, back.joined);
                 Ok(Additions { timers: back.timers, ..all })
             }
-            Input::Join { who, wanted, session, resumed } => {
+            Input::Join { who, wanted, session, resumed, request } => {
                 let (mut joined, mut refused) = (Vec::new(), Vec::new());
                 for (room, params) in *wanted {
                     match authorization::join(pipeline, transaction, who, room, params.as_ref()).await {
@@ -366,6 +382,9 @@ impl Decisions {
                         Err(Undecided::Engine(refusal)) => return Err(Undecided::Engine(refusal)),
                         Err(undecided) => refused.push((room.clone(), undecided.into_refusal())),
                     }
+                }
+                if let Some(event) = request.filter(|_| !joined.is_empty()) {
+                    take_part(pipeline, transaction, event).await?;
                 }
                 // Whose arrival stands beside the other's going has come back as that one.
                 let first = resumed.map(|_| arrival(who)).into_iter().collect();
@@ -386,6 +405,10 @@ impl Decisions {
                     Ok(Additions::default())
                 }
             },
+            Input::Request(event) => {
+                take_part(pipeline, transaction, event).await?;
+                Ok(Additions::default())
+            }
             Input::Timer(timer) => {
                 let Some(handler) = pipeline.handler(&timer.key.plugin) else {
                     let text = format!("the timer's plugin {:?} is not a handler of the tenant", timer.key.plugin);
@@ -453,9 +476,13 @@ impl Decisions {
         self.send(Arc::new(commit), &mut outage, patient).await.map(drop)
     }
 
-    /// Counts a lost conflict and waits for the turn to try again; a turn held before is given back first.
+    /// Counts a lost conflict and waits for the turn to try again. Who had the turn on this key keeps it: then it was
+    /// another node that won. A turn on another key is given back first.
     async fn lose(&self, turn: Option<conflict::Turn>, key: &StateKey) -> Option<conflict::Turn> {
         metrics::counter!("commit_conflicts_total", "tenant" => labels::of_tenant(self.tenant.as_str())).increment(1);
+        if turn.as_ref().is_some_and(|turn| turn.is_on(key)) {
+            return turn;
+        }
         drop(turn);
         self.conflicts.turn(key).await
     }
@@ -557,6 +584,14 @@ impl Decisions {
         let _ = tokio::time::timeout(EPHEMERAL_TIMEOUT, all).await;
         metrics::counter!("ephemeral_dropped_total").increment(left);
     }
+}
+
+/// Lets the handlers that name a request of the gateway's see it.
+async fn take_part(pipeline: &Pipeline, transaction: &mut Transaction, event: &Event) -> Result<(), Undecided> {
+    for handler in pipeline.taking_part(&event.name)? {
+        handler.handle(transaction, event).await?;
+    }
+    Ok(())
 }
 
 fn arrival(who: &Client) -> Effect {

@@ -70,6 +70,11 @@ fn describe() {
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_counter!(
+        "plugin_code_total",
+        "Components made ready, by where their code came from: memory, disk or compiler"
+    );
+    describe_counter!("plugin_code_cache_rejected_total", "Files of the code cache that were not as written");
     describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
     describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
     describe_counter!("plugin_cpu_microseconds_total", "Computing time of calls, by tenant and plugin");
@@ -96,6 +101,7 @@ fn describe_catalog() {
         "Tenants of the catalog that this node cannot serve altogether as they are written"
     );
     describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
+    describe_counter!("auto_rollbacks_total", "Versions that kept failing and were rolled back by themselves");
     describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
 }
 

@@ -111,6 +111,28 @@ pub struct Tenant {
     /// The bearer token with which the tenant's own back end raises events over HTTP;
     /// `None`: nobody can.
     pub backend_token: Option<Secret>,
+    /// Who may have signed the components that are uploaded for it.
+    pub signature_keys: Vec<SignatureKey>,
+    /// Are only signed components taken? Those that a tenant file names are the operator's own, and need none.
+    pub require_signature: bool,
+}
+
+/// The longest id of a signature key, in bytes.
+pub const SIGNATURE_KEY_ID_BYTES_MAX: usize = 64;
+
+/// An Ed25519 key that components are signed with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignatureKey {
+    /// What signatures call it.
+    pub id: String,
+    /// Its public half.
+    pub public_key: [u8; 32],
+}
+
+/// Is it 1 to 64 of letters, digits, `.`, `_` and `-`? The form of the ids of signature keys.
+pub fn is_key_id(id: &str) -> bool {
+    (1..=SIGNATURE_KEY_ID_BYTES_MAX).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// How a tenant's tokens are verified.

@@ -217,6 +217,17 @@ mod tests {
     }
 
     #[test]
+    fn a_documents_key_set_is_fetched_from_the_public_internet_only() {
+        let with = |url: &str| json!({"auth": {"jwks_url": url}});
+        for inside in ["http://127.0.0.1:8200/keys", "http://localhost/", "http://id.example/jwks"] {
+            assert!(mistakes(&with(inside)).join("").contains("must be https"), "{inside}");
+        }
+        let (tenant, _) = tenant_from_json(&acme(), &with("https://10.0.0.1/jwks"), false).unwrap();
+        let source = &tenant.auth.key_sets[0].source;
+        assert!(matches!(source, crate::tenant::KeySetSource::Url { public_only: true, .. }), "{source:?}");
+    }
+
+    #[test]
     fn a_plugin_says_what_a_tenant_file_says_of_one() {
         let document = |value: Value| value.as_object().unwrap().clone();
         let plugin = document(json!({"role": "handler", "events": ["a*"], "settings": {"timeout_ms": 5}}));

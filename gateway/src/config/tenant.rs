@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::auth::{auth, secret_of_environment, strength};
 use super::limits::{call_limits, limits};
+use super::signature::{require_signature, signature_keys};
 use super::source::{Document, Given, Place, Report, Section, read_file, read_text};
 use super::{Environment, origins};
 use crate::event::EVENT_NAME_BYTES_MAX;
@@ -101,6 +102,8 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
     let presence_grace = presence_grace.unwrap_or(PRESENCE_GRACE);
     let backend_token = backend_token(&mut given, context, report);
     let disabled = given.get("disabled").and_then(|given| given.boolean(report)).unwrap_or(false);
+    let signature_keys = signature_keys(given.sections("signature_keys", report), report);
+    let require_signature = require_signature(&mut given, &signature_keys, report);
     given.finish(report);
     if report.mistakes.len() > mistakes_before {
         return None;
@@ -122,6 +125,8 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
         presence_events,
         presence_grace,
         backend_token,
+        signature_keys,
+        require_signature,
     })
 }
 

@@ -21,6 +21,7 @@ mod bindings;
 mod breaker;
 mod budget;
 mod calls;
+pub mod contract;
 mod engine;
 mod failure;
 mod gate;
@@ -49,7 +50,11 @@ pub use failure::{CallError, Failure, FailureKind, Hook, MESSAGE_BYTES_MAX, REFU
 pub use journal::{
     JOURNAL_BYTES_MAX, JOURNAL_ENTRIES_MAX, Journal, JournalEntry, JournalKind, JournalNews, JournalTail, Level,
 };
-pub use load::LoadError;
+use load::{Cache, code_hash};
+pub use load::{
+    Checked, CodeCache, CompileOrders, Compiler, LoadError, Signature, SignatureError, Surface, UploadPolicy,
+    compile_worker, inspect, own_program, public_key, sign, verify,
+};
 pub use transaction::{Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
 pub use usage::PluginUsage;
 
@@ -69,6 +74,9 @@ const BREAKER_CHANGES_KEPT: usize = 256;
 /// The longest that an authorizer's answer is kept, in milliseconds: one hour.
 pub const CACHE_FOR_MS_MAX: Millis = 3_600_000;
 
+/// Compiled components that are read and made ready at the same time.
+const LOADS: usize = 4;
+
 /// What the plugin host may use of its machine.
 #[derive(Debug, Clone)]
 pub struct HostSettings {
@@ -85,6 +93,15 @@ pub struct HostSettings {
     pub component_bytes_max: usize,
     /// Components that are compiled at the same time. Default: 1.
     pub compilations: usize,
+    /// Where they are compiled. Default: in this process.
+    pub compiler: Compiler,
+    /// How long a compiler process may take for a component, in milliseconds, by the clock and in computing. Default:
+    /// 60,000.
+    pub compile_ms_max: u64,
+    /// The addresses that a compiler process may use, in bytes, its own program among them. Default: 2 GiB.
+    pub compile_memory_bytes_max: usize,
+    /// Where compiled code is kept between two starts. Default: nowhere.
+    pub code_cache: Option<CodeCache>,
 }
 
 impl Default for HostSettings {
@@ -95,6 +112,10 @@ impl Default for HostSettings {
             memory_bytes_max: 256 << 20,
             component_bytes_max: 64 << 20,
             compilations: 1,
+            compiler: Compiler::InProcess,
+            compile_ms_max: 60_000,
+            compile_memory_bytes_max: 2 << 30,
+            code_cache: None,
         }
     }
 }
@@ -130,7 +151,16 @@ pub struct Host {
     pool: Arc<Semaphore>,
     /// Places for instances that idle.
     idle: Arc<Semaphore>,
+    /// Who compiles, and who looks at an upload.
     compilations: Arc<Semaphore>,
+    /// Who reads and prepares code that is compiled.
+    loads: Arc<Semaphore>,
+    /// What identifies the engine that code must be for.
+    code_hash: u64,
+    /// `None` also when it cannot be opened.
+    cache: Option<Cache>,
+    /// By the component's digest, as long as a plugin uses it.
+    prepared: Mutex<HashMap<String, Weak<Prepared>>>,
     tenants: Mutex<Tenants>,
     breaker_changes: broadcast::Sender<BreakerChange>,
 }
@@ -153,6 +183,8 @@ impl Host {
             .enable_all()
             .build()
             .map_err(|error| HostError::Threads(error.to_string()))?;
+        let code_hash = code_hash(&engine);
+        let cache = settings.code_cache.as_ref().and_then(|cache| open_cache(cache, code_hash));
         Ok(Arc::new(Host {
             engine,
             linker,
@@ -162,6 +194,10 @@ impl Host {
             pool: Arc::new(Semaphore::new(settings.instances as usize)),
             idle: Arc::new(Semaphore::new(settings.instances as usize / IDLE_SHARE)),
             compilations: Arc::new(Semaphore::new(settings.compilations.max(1))),
+            loads: Arc::new(Semaphore::new(LOADS)),
+            code_hash,
+            cache,
+            prepared: Mutex::new(HashMap::new()),
             tenants: Mutex::default(),
             breaker_changes: broadcast::Sender::new(BREAKER_CHANGES_KEPT),
             settings,
@@ -172,6 +208,7 @@ impl Host {
     pub fn shutdown(&self) {
         self.pool.close();
         self.compilations.close();
+        self.loads.close();
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_background();
         }
@@ -268,6 +305,18 @@ pub struct BreakerChange {
     pub calls: u32,
     /// Those of them that failed.
     pub failures: u32,
+}
+
+/// Without its cache a gateway starts more slowly, and works as well.
+fn open_cache(settings: &CodeCache, code_hash: u64) -> Option<Cache> {
+    let engine = format!("{}-{code_hash:016x}", engine::CODE_VERSION);
+    let opened = Cache::open(settings, &engine);
+    opened
+        .inspect_err(|error| {
+            let dir = settings.dir.display();
+            tracing::warn!(%dir, %error, "compiled code cannot be kept (plugins.code_cache_dir): every start compiles");
+        })
+        .ok()
 }
 
 impl Drop for Host {

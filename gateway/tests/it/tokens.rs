@@ -106,7 +106,8 @@ fn clients_come_back_by_themselves_while_a_key_set_was_never_there() {
     let bob = Pair::Ed25519.token(Some("a"), json!({ "sub": "bob" }));
     assert_eq!(admitted(&mut ws, &node, "early", &bob), Err(4004));
     // The set comes, and with it a Socket.IO client that has not been refused.
-    io.try_socketio(&node, "bob", "one", "/", json!({ "token": bob }));
+    io.tell(json!({"do": "connect", "name": "bob", "url": node.url(), "path": "/t/one/socket.io/",
+        "auth": { "token": bob }, "reconnection": true, "timeout_ms": 15_000}));
     std::thread::sleep(Duration::from_millis(300));
     server.answer(200, &set(&[Pair::Ed25519.jwk("a")]));
     io.expect(json!({ "what": "connect", "name": "bob" }));
@@ -180,12 +181,12 @@ fn a_key_set_over_https_is_trusted_when_its_authority_is_and_only_then() {
     let server = KeyServer::with_tls(set(&[Pair::Ed25519.jwk("a")]), &path("server.pem"), &path("server.key"));
     let url = format!("jwks_url = \"https://{}/jwks.json\"", server.address);
     let bob = Pair::Ed25519.token(Some("a"), json!({ "sub": "bob" }));
-    let mut ws = Clients::ws();
     let settings = |tenants| Settings { tenants, config: String::new(), redis_url: None };
     let ca = path("ca.pem").display().to_string();
     let trusting = Node::with_variables(settings(vec![keyed("one", &url)]), &[("SSL_CERT_FILE", &ca)]);
-    assert_eq!(admitted(&mut ws, &trusting, "trusting", &bob), Ok(()));
     let wary = Node::start(vec![keyed("one", &url)]);
+    let mut ws = Clients::ws();
+    assert_eq!(admitted(&mut ws, &trusting, "trusting", &bob), Ok(()));
     assert_eq!(admitted(&mut ws, &wary, "wary", &bob), Err(4004));
     until("the log says why", || wary.log().contains("TLS: "));
 }

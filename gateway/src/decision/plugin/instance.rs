@@ -117,6 +117,8 @@ pub(super) struct Flood;
 pub(super) struct Prepared {
     pub(super) pre: InstancePre<Call>,
     pub(super) links: Links,
+    /// The largest memory that it starts with, in bytes.
+    pub(super) memory_bytes: u64,
 }
 
 /// Where calls of a plugin run.

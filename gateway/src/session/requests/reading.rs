@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Answer, Session, argument, invalid, unavailable};
 use crate::commit::{Effect, Entry, Grant, Position, Publication};
+use crate::decision::{Input, Undecided};
 use crate::engine::{EngineError, Health};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
@@ -55,6 +56,9 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         let wanted: HistoryArgument = argument(data)?;
         let room = self.granted(index, &wanted.room, "history", |grant| grant.history)?;
+        if let Some(reply) = self.handlers_history(tenant, index, data).await? {
+            return Ok(Answer { ack: reply, events: Vec::new() });
+        }
         let limit = wanted.limit.unwrap_or(HISTORY_LIMIT_DEFAULT);
         if limit == 0 || limit > HISTORY_LIMIT_MAX || wanted.offset > HISTORY_LIMIT_MAX * 10 {
             return Err(invalid(format!("limit is 1 to {HISTORY_LIMIT_MAX}, offset 0 to {}", HISTORY_LIMIT_MAX * 10)));
@@ -67,6 +71,22 @@ impl Session {
         };
         let page = self.page(tenant, &room, before, wanted.offset, limit).await?;
         Ok(Answer::ack(&page))
+    }
+
+    /// Whoever keeps what is said in the room for longer than the log does answers for it.
+    async fn handlers_history(
+        &self,
+        tenant: &Arc<LiveTenant>,
+        index: usize,
+        data: &Payload,
+    ) -> Result<Option<Payload>, Refusal> {
+        let pipeline = tenant.pipeline.load_full();
+        if pipeline.taking_part("history").is_ok_and(|handlers| handlers.is_empty()) {
+            return Ok(None);
+        }
+        let event = self.connections[index].said("history", data);
+        let decided = tenant.decisions.run(&pipeline, Input::Request(&event)).await;
+        Ok(decided.map_err(Undecided::into_refusal)?.reply)
     }
 
     /// One page, oldest first. Entries are whole on a page: none is doubled or cut by the next.

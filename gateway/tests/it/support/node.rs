@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-/// How long a node may take from start to its first connection.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a node may take from start to its first connection: components with an interpreter in them
+/// take seconds to compile, each, on a machine that has nothing else to do.
+const START_TIMEOUT: Duration = Duration::from_secs(150);
 /// How long a node may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
