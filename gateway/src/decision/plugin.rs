@@ -30,6 +30,7 @@ mod instance;
 mod journal;
 mod load;
 mod metering;
+mod routes;
 mod share;
 mod transaction;
 mod usage;
@@ -387,6 +388,7 @@ pub struct Plugin {
     admission: Arc<Admission>,
     share: Arc<Share>,
     breakers: Breakers,
+    routes: routes::Routes,
     /// `None`: each call has an instance of its own.
     warm: Option<Arc<WarmPool>>,
     metering: Metering,

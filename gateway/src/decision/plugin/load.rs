@@ -14,6 +14,7 @@ use super::calls::OUT_OF_STEP;
 use super::contract::PACKAGE;
 use super::failure::{CallError, FailureKind, Hook};
 use super::metering::Metering;
+use super::routes::Routes;
 use super::transaction::Transaction;
 use super::warm::WarmPool;
 use super::{Description, Exports, Host, Plugin};
@@ -275,6 +276,7 @@ impl Host {
             settings: Arc::new(settings.settings.clone()),
             prepared,
             admission: share.admission(limits),
+            routes: Routes::default(),
             share,
             breakers: Breakers::new(),
             warm: match settings.instances {
