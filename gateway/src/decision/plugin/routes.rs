@@ -13,10 +13,13 @@ const ANSWERS_MAX: usize = 512;
 /// What a router answered: handlers by name, or a refusal.
 pub(super) type RouteAnswer = Result<Vec<String>, Refusal>;
 
+/// What a router's answers go by.
+type NamespaceAndName = (Arc<str>, Arc<str>);
+
 /// The answers of one component with its settings; they go with it.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
-    answers: RwLock<HashMap<(Arc<str>, Arc<str>), RouteAnswer>>,
+    answers: RwLock<HashMap<NamespaceAndName, RouteAnswer>>,
 }
 
 #[derive(PartialEq, Eq, Hash)]

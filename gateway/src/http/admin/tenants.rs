@@ -17,8 +17,9 @@ use crate::tenant::TenantId;
 const LISTED: usize = 100;
 const LISTED_MAX: usize = 500;
 
-/// What only an operator changes: what a tenant may use up, and which hosts are its.
-const OF_THE_OPERATOR: [&str; 3] = ["limits", "call_limits", "hosts"];
+/// What only an operator changes: what a tenant may use up, which hosts are its, and whose components are believed:
+/// whoever has stolen a token to push with cannot do without the signature.
+const OF_THE_OPERATOR: [&str; 5] = ["limits", "call_limits", "hosts", "signature_keys", "require_signature"];
 
 /// What stands where a secret is not shown.
 const NOT_SHOWN: &str = "(secret)";

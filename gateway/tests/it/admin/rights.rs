@@ -76,7 +76,7 @@ fn a_tenants_own_token_sees_and_changes_only_its_tenant_and_not_its_limits() {
     }
     let made = operate(&node, "POST", "/tokens", json!({ "name": "ci", "scope": "tenant-admin", "tenant": "acme" }));
     let token = made["secret"].as_str().unwrap();
-    for setting in ["limits", "call_limits", "hosts"] {
+    for setting in ["limits", "call_limits", "hosts", "signature_keys", "require_signature"] {
         let (status, refusal) = ask(&node, token, "PATCH", "/tenants/acme/settings", Some(&json!({ setting: null })));
         assert_eq!(status, 403);
         let message = refusal["error"]["message"].as_str().unwrap();
