@@ -22,10 +22,10 @@ use serde_json::json;
 
 use crate::support::bombs::{COMPONENT, CORE, body, component_of, core, described, jumps, leb, tangle, with_section};
 
-const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----
+pub(crate) const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
 -----END PRIVATE KEY-----";
-const PUBLIC_KEY: &str = "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+pub(crate) const PUBLIC_KEY: &str = "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
 
 fn good() -> Bytes {
     std::fs::read(crate::support::components().join("bench.wasm")).unwrap().into()

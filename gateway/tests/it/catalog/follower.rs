@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 
 use postern::catalog::{Canary, RolloutState, TenantRecord};
 use postern::commit::{Commit, CommitId, StateKey, Write};
+use postern::decision::plugin::sign;
 use postern::tenant::TenantId;
 use serde_json::{Value, json};
 
 use super::site::{DEADLINE, PATIENCE, Site, component, eventually, id, operator, token};
+use crate::hostile_uploads::{PRIVATE_KEY, PUBLIC_KEY};
 use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
 
@@ -259,6 +261,36 @@ fn a_new_version_that_keeps_failing_is_rolled_back_by_itself_once() {
     assert_eq!((echo.active, &*echo.previous), (Some(2), &[1][..]));
     let last = site.runtime.block_on(site.catalog.audit(Some(&id("acme")), None, 1)).unwrap().swap_remove(0);
     assert_eq!((&*last.by, &*last.what), ("breaker", "plugin.rollback"));
+    site.stop();
+}
+
+#[test]
+fn a_tenant_that_wants_signatures_is_served_no_component_without_one() {
+    let site = Site::on_redis(1);
+    site.tenant_of_version_1("acme");
+    let mut ws = Clients::ws();
+    join(&mut ws, &site.nodes[0].ws("acme"), "bob", "acme");
+    site.change("acme", |mut tenant| {
+        tenant.settings.insert("require_signature".into(), json!(true));
+        tenant.settings.insert("signature_keys".into(), json!([{ "id": "ci", "public_key": PUBLIC_KEY }]));
+        Some(tenant)
+    });
+    // However it came into the catalog: the node looks itself.
+    site.upload("acme", "echo", component(2));
+    site.activate("acme", "echo", 2, DEADLINE);
+    let status = site.wait_for_rollout("acme", "echo", RolloutState::Failed);
+    assert!(status.message.contains("signature"), "{status:?}");
+    let number = site.upload_signed("acme", "echo", component(3), |digest| {
+        sign(PRIVATE_KEY, "ci", &id("acme"), "another", digest).unwrap()
+    });
+    site.activate("acme", "echo", number, DEADLINE);
+    assert!(site.wait_for_rollout("acme", "echo", RolloutState::Failed).message.contains("does not hold"));
+    let number = site.upload_signed("acme", "echo", component(3), |digest| {
+        sign(PRIVATE_KEY, "ci", &id("acme"), "echo", digest).unwrap()
+    });
+    assert_eq!(version(&mut ws, "bob"), "0001");
+    site.roll_out("acme", "echo", number);
+    runs(&mut ws, "bob", "0003");
     site.stop();
 }
 

@@ -7,8 +7,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use postern::catalog::{Actor, Catalog, NewVersion, PluginRecord, RolloutState, RolloutStatus, Scope, TenantRecord};
+use postern::catalog::{
+    Actor, Catalog, NewVersion, PluginRecord, RolloutState, RolloutStatus, Scope, Signature, TenantRecord,
+};
 use postern::commit::{StateKey, now_ms};
+use postern::decision::plugin;
 use postern::engine::embedded::{EmbeddedEngine, Options};
 use postern::engine::{Engine, redis};
 use postern::tenant::{Role, TenantId};
@@ -196,8 +199,27 @@ impl Site {
 
     /// Uploads a component; its version.
     pub(super) fn upload(&self, tenant: &str, name: &str, bytes: Bytes) -> u64 {
+        self.put(tenant, name, bytes, |_| None)
+    }
+
+    /// Uploads a component with a signature of its digest; its version.
+    pub(super) fn upload_signed(
+        &self,
+        tenant: &str,
+        name: &str,
+        bytes: Bytes,
+        sign: impl Fn(&str) -> plugin::Signature,
+    ) -> u64 {
+        self.put(tenant, name, bytes, |digest| {
+            let text = sign(digest).to_string();
+            let (key, value) = text.split_once(':').unwrap();
+            Some(Signature { key: key.into(), value: value.into() })
+        })
+    }
+
+    fn put(&self, tenant: &str, name: &str, bytes: Bytes, sign: impl Fn(&str) -> Option<Signature>) -> u64 {
         let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        let new = NewVersion { digest: digest.into(), ..NewVersion::default() };
+        let new = NewVersion { signature: sign(&digest), digest: digest.into(), ..NewVersion::default() };
         let tenant = id(tenant);
         let added = self.catalog.add_version(operator(), &tenant, name, new, bytes);
         self.runtime.block_on(added).unwrap().version.version
