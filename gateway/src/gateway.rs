@@ -370,21 +370,30 @@ impl Leaving {
 pub struct Slots {
     taken: Arc<AtomicU32>,
     max: Arc<AtomicU32>,
+    /// The most that were taken at once since somebody asked.
+    peak: Arc<AtomicU32>,
 }
 
 impl Slots {
     /// All free.
     pub fn new(max: u32) -> Slots {
-        Slots { taken: Arc::default(), max: Arc::new(AtomicU32::new(max)) }
+        Slots { taken: Arc::default(), max: Arc::new(AtomicU32::new(max)), peak: Arc::default() }
     }
 
     /// Takes one; `None` when all are taken.
     pub fn take(&self) -> Option<Slot> {
         let max = self.max();
-        self.taken
+        let before = self
+            .taken
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < max).then_some(taken + 1))
-            .ok()
-            .map(|_| Slot(self.taken.clone()))
+            .ok()?;
+        self.peak.fetch_max(before + 1, Ordering::Relaxed);
+        Some(Slot(self.taken.clone()))
+    }
+
+    /// The most that were taken at once since the last time this was asked.
+    pub fn take_peak(&self) -> u32 {
+        self.peak.swap(self.taken(), Ordering::Relaxed)
     }
 
     /// How many are taken.
@@ -424,6 +433,7 @@ mod tests {
         assert!(one.is_some() && two.is_some() && slots.take().is_none());
         drop(one);
         assert_eq!(slots.taken(), 1);
+        assert_eq!([slots.take_peak(), slots.take_peak()], [2, 1]);
         assert!(slots.take().is_some());
     }
 }

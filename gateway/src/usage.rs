@@ -117,7 +117,7 @@ impl Ledger {
                 }
             }
             // The sum of all nodes' peaks: what grew on this one is added.
-            let now = tenant.connections.taken();
+            let now = tenant.connections.take_peak();
             let grown = now.saturating_sub(self.peaks.get(&tenant.id).copied().unwrap_or(0));
             if grown > 0 {
                 self.peaks.insert(tenant.id.clone(), now);

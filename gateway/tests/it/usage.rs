@@ -52,6 +52,7 @@ fn the_accounts_survive_the_node_and_nothing_is_counted_twice() {
         ("gateway", "events", 7),
         ("gateway", "published", 6),
         ("gateway", "deliveries", 5),
+        ("gateway", "connections-peak", 1),
     ] {
         assert_eq!(account(&node, plugin, what), number, "{plugin} {what}");
     }
