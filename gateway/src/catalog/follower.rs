@@ -65,6 +65,8 @@ pub struct CatalogFollower {
     breakers: Breakers,
     /// How many changes there had been at the last look through everything.
     changes_seen: Option<u64>,
+    /// Has something of the log been missed since then?
+    missed: bool,
     sweep_at: Instant,
     /// Tenants that are written in files as well, and were told of.
     shadowed: HashSet<TenantId>,
@@ -87,6 +89,7 @@ impl CatalogFollower {
             due: Vec::new(),
             later: HashMap::new(),
             changes_seen: None,
+            missed: false,
             sweep_at: Instant::now() + SWEEP_EVERY,
             shadowed: HashSet::new(),
         };
@@ -140,7 +143,8 @@ impl CatalogFollower {
                 News::Changed(Changed::Ready { tenant, plugin }) => self.rollouts.reported(&tenant, &plugin),
                 News::Changed(Changed::Other) => {}
                 News::Lost => {
-                    self.changes_seen = None;
+                    // How many changes there had been stays known: it tells a loss of the catalog from a loss of its log.
+                    self.missed = true;
                     self.sweep_at = Instant::now();
                 }
             }
@@ -170,7 +174,9 @@ impl CatalogFollower {
         if refollowed {
             self.feeder = Some(self.gateway.catalog.follow().await?);
         }
-        self.sweep(refollowed).await
+        self.sweep(refollowed || self.missed).await?;
+        self.missed = false;
+        Ok(())
     }
 
     fn dirty(&mut self, id: TenantId) {

@@ -393,7 +393,7 @@ fn examples() -> Files {
     let files = Files::new();
     std::fs::create_dir_all(files.path("target/components")).unwrap();
     std::fs::create_dir_all(files.path("examples/tenants")).unwrap();
-    for plugin in ["room-authorization", "visitor-approvals", "task-updates", "typing-status", "bench"] {
+    for plugin in ["room-authorization", "visitor-approvals", "task-updates", "typing-status", "chat", "event-routing", "bench"] {
         files.put(&format!("target/components/{plugin}.wasm"), "");
     }
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tenants");
@@ -413,7 +413,7 @@ fn the_examples_are_right_and_check_says_what_is_in_them() {
     let summary = check::summary(&config);
     assert_says(
         &summary,
-        &["all is well: 3 tenants, 7 plugins", "tenant green-valley: keys HS256", "handler visitor-approvals"],
+        &["all is well: 4 tenants, 11 plugins", "tenant green-valley: keys HS256", "handler visitor-approvals"],
     );
     assert!(!summary.contains("warning"), "{summary}");
     let told = check::check(&flags, &environment(&[])).unwrap_err().to_string();
