@@ -393,7 +393,9 @@ fn examples() -> Files {
     let files = Files::new();
     std::fs::create_dir_all(files.path("target/components")).unwrap();
     std::fs::create_dir_all(files.path("examples/tenants")).unwrap();
-    for plugin in ["room-authorization", "visitor-approvals", "task-updates", "typing-status", "chat", "event-routing", "bench"] {
+    for plugin in
+        ["room-authorization", "visitor-approvals", "task-updates", "typing-status", "chat", "event-routing", "bench"]
+    {
         files.put(&format!("target/components/{plugin}.wasm"), "");
     }
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tenants");
