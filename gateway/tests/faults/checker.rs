@@ -10,7 +10,7 @@
 //! | I6 | who is in a room is who is connected; joins and leaves of a user alternate |
 //! | I7 | every visitor has one outcome; no timer is lost |
 //! | I8 | memory stays bounded |
-//! | I9 | recovery within 10 s; no client is closed because of Redis |
+//! | I9 | recovery within 10 s; no client is closed because of Redis, but for those that come in as a loss is noticed |
 //! | I10 | the key view equals presence |
 
 mod ends;

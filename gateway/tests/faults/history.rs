@@ -77,6 +77,8 @@ pub(crate) enum Event {
     },
     /// Not connected any more; `own`: its own doing.
     Off {
+        #[serde(default)]
+        t: At,
         c: ClientNo,
         code: String,
         own: bool,

@@ -46,6 +46,8 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("i7_a_timer_that_fired_late", || violates(timer_late, &["I7"])),
     ("i8_a_gateway_that_grows", || violates(|story| story.history.rss_max = u64::MAX, &["I8"])),
     ("i9_a_client_closed_because_of_redis", || violates(closed, &["I9"])),
+    ("who_comes_in_when_a_loss_is_noticed_may_be_sent_away_once_more", || violates(sent_away, &[])),
+    ("i9_a_client_closed_because_of_redis_that_did_not_just_come_in", || violates(sent_away_long_after, &["I9"])),
     ("i9_a_node_that_never_delivers_again", || violates(silent_node, &["I9"])),
     ("i9_a_refusal_long_after_everything_was_back", || violates(refused_late, &["I9"])),
     ("i9_a_client_not_recovered_although_nothing_was_lost", || violates(not_recovered, &["I9"])),
@@ -157,7 +159,7 @@ impl Story {
 
     /// Is cut off, misses something, comes back and has it.
     fn hops(&mut self, c: ClientNo) {
-        self.event(Event::Off { c, code: own("cut"), own: true });
+        self.event(Event::Off { t: 0, c, code: own("cut"), own: true });
         self.publish(2, &[1, 2]);
         let missed = Pos { epoch: self.epoch, seq: self.seq, part: WHOLE };
         let key = format!("one/c2:{}", self.published[&2]);
@@ -320,7 +322,7 @@ fn comes_back_after_a_loss(story: &mut Story, recovered: bool) {
     story.history.allowed = Allowed { loss: true, ..Allowed::default() };
     story.goes_on();
     story.publish(2, &[1, 2, 3]);
-    story.event(Event::Off { c: 1, code: own("cut"), own: true });
+    story.event(Event::Off { t: 0, c: 1, code: own("cut"), own: true });
     story.begins_anew(Some(story.seq - 1));
     for c in [2, 3] {
         story.reset(c);
@@ -346,7 +348,7 @@ fn not_recovered_late(story: &mut Story) {
 fn joined_unanswered(story: &mut Story) {
     story.goes_on();
     story.event(Event::Joining { c: 1, rooms: vec![own("r:2")] });
-    story.event(Event::Off { c: 1, code: own("cut"), own: true });
+    story.event(Event::Off { t: 0, c: 1, code: own("cut"), own: true });
     let first = story.publish(2, &[2, 3]);
     let key = format!("one/c2:{}", story.published[&2]);
     story.publish_to("r:2", 2, &[]);
@@ -509,7 +511,25 @@ fn timer_late(story: &mut Story) {
 }
 
 fn closed(story: &mut Story) {
-    story.before_the_end(Event::Off { c: 1, code: own("4003"), own: false });
+    let t = story.now;
+    story.before_the_end(Event::Off { t, c: 1, code: own("4003"), own: false });
+}
+
+/// It had just come in when its node noticed a loss, and is sent away once more.
+fn sent_away(story: &mut Story) {
+    sent_away_after(story, 900);
+}
+
+fn sent_away_long_after(story: &mut Story) {
+    sent_away_after(story, 1_100);
+}
+
+fn sent_away_after(story: &mut Story, after: u64) {
+    story.history.allowed = Allowed { loss: true, ..Allowed::default() };
+    let t = story.now;
+    let (rooms, refused) = (None, None);
+    story.before_the_end(Event::On { t, c: 1, node: 0, recovered: Some(false), rooms, refused });
+    story.before_the_end(Event::Off { t: t + after, c: 1, code: own("4003"), own: false });
 }
 
 fn silent_node(story: &mut Story) {

@@ -29,18 +29,25 @@ pub(super) fn check(history: &History, members: &HashMap<ClientNo, Member>, verd
     }
 }
 
+/// Who came in when its node was about to notice a loss is sent away once more, this soon after, in milliseconds:
+/// as if it had been refused.
+const JUST_IN_MS: u64 = 1_000;
+
 fn closes(history: &History, verdict: &mut Verdict) {
-    let mut on = HashSet::new();
+    let mut on: HashMap<ClientNo, At> = HashMap::new();
     for record in &history.records {
         match record {
-            Record::Event(Event::Member { c, on: true, .. } | Event::On { c, .. }) => {
-                on.insert(*c);
+            Record::Event(Event::Member { t, c, on: true, .. } | Event::On { t, c, .. }) => {
+                on.insert(*c, *t);
             }
             // Who was not in yet was refused, not closed.
-            Record::Event(Event::Off { c, code, own, .. })
-                if on.remove(c) && !own && !history.allowed.closes.contains(&code.as_str()) =>
-            {
-                verdict.violation("I9", || format!("c{c} was closed with {code}"));
+            Record::Event(Event::Off { t, c, code, own }) => {
+                let Some(since) = on.remove(c) else { continue };
+                let just_in = t.saturating_sub(since) <= JUST_IN_MS;
+                let sent_away = history.allowed.loss && code == "4003" && just_in;
+                if !own && !sent_away && !history.allowed.closes.contains(&code.as_str()) {
+                    verdict.violation("I9", || format!("c{c} was closed with {code}"));
+                }
             }
             _ => {}
         }
