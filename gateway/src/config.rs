@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::engine::mistake_in_redis_url;
 use crate::tenant::{Secret, Tenant, TenantId};
 
+mod api_keys;
 mod auth;
 mod document;
 mod limits;

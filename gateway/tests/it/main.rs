@@ -29,6 +29,7 @@ mod habits;
 mod harm;
 mod hostile;
 mod http;
+mod http_api;
 mod limits;
 mod outage;
 mod outcome;
