@@ -35,4 +35,4 @@ lint: ## check format and lints
 
 clean: ## remove everything that was built or installed here
 	cargo clean
-	rm -rf gateway/tests/clients/node_modules
+	rm -rf gateway/tests/clients/node_modules examples/plugins/*/node_modules examples/plugins/*/target

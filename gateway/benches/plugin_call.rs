@@ -36,6 +36,7 @@ async fn main() {
         component: "bench.wasm".into(),
         events: None,
         settings: Default::default(),
+        instances: Default::default(),
     };
     let limits = Arc::new(CallLimits::default());
     let engine = EmbeddedEngine::in_memory(Options::default()).unwrap();

@@ -38,7 +38,9 @@ pub use record::{
     Canary, Ended, FORMAT, NewVersion, PluginRecord, RECORD_BYTES_MAX, ReadyRecord, Rollout, SHARES, Signature,
     TenantRecord, VersionRecord,
 };
-pub use rollout::{NodeState, ROLLOUT_DEADLINE, RolloutNode, RolloutState, RolloutStatus, Settled};
+pub use rollout::{
+    AUTO_ROLLBACK_WITHIN_MS, NodeState, ROLLOUT_DEADLINE, RolloutNode, RolloutState, RolloutStatus, Settled,
+};
 pub use tenants::TenantPage;
 pub use tokens::{NewToken, TOKENS_MAX, TokenRecord};
 pub use usage::{USAGE_DELTAS_MAX, USAGE_KEPT_MS, UsageDelta, UsageRow, day_of};

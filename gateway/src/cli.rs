@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::config::Flags;
+use crate::decision::plugin::CompileOrders;
 
 pub mod admin;
 pub mod check;
@@ -19,7 +20,7 @@ pub mod tenant;
 pub mod token;
 
 /// The version of the plugins' contract, `wit/`.
-pub const CONTRACT_VERSION: &str = "0.1.0";
+pub const CONTRACT_VERSION: &str = plugin_build::contract::VERSION;
 
 /// A multi-tenant real-time gateway whose rules are WebAssembly components.
 #[derive(Debug, Parser)]
@@ -60,6 +61,9 @@ pub enum Command {
     /// Build plugins, and push them to a gateway that runs.
     #[command(subcommand, disable_help_subcommand = true)]
     Plugin(PluginCommand),
+    /// Compile one component; the gateway starts this, nobody else.
+    #[command(hide = true, after_help = "Example: none. It speaks with the gateway that started it.")]
+    CompileComponent(CompileOrders),
     /// Tenants of a gateway that runs.
     #[command(subcommand, disable_help_subcommand = true)]
     Tenant(tenant::TenantCommand),
@@ -165,11 +169,12 @@ Examples:
   postern plugin new door-bell
   postern plugin new plugins/door-bell --language rust")]
     New(PluginNewArgs),
-    /// Build crates into components, and check them against the contract.
+    /// Build plugins in Rust, JavaScript or Python into components, and check them against the contract.
     #[command(after_help = "\
 Examples:
   postern plugin build plugins/visitor-approvals
   postern plugin build plugins/* --out target/components
+  postern plugin build examples/plugins/word-filter-js
   postern plugin build my-plugin --json")]
     Build(PluginBuildArgs),
     /// What calls a gateway that runs.
@@ -191,10 +196,10 @@ pub struct PluginNewArgs {
 /// What to build, and where to.
 #[derive(Debug, Clone, Args)]
 pub struct PluginBuildArgs {
-    /// The directories of the crates.
+    /// The directories of the plugins: with a Cargo.toml, a package.json or a pyproject.toml.
     #[arg(required = true, value_name = "DIR")]
     pub dirs: Vec<PathBuf>,
-    /// Where the components go [default: each crate's target/postern].
+    /// Where the components go [default: each plugin's target/postern].
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Print the results as JSON.

@@ -12,13 +12,17 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::decision::plugin::HostSettings;
 use crate::engine::mistake_in_redis_url;
+use crate::telemetry::labels::TENANTS_MAX_DEFAULT;
 use crate::tenant::{Secret, Tenant, TenantId};
 
 mod api_keys;
 mod auth;
 mod document;
 mod limits;
+mod plugins;
+mod signature;
 mod source;
 mod tenant;
 #[cfg(test)]
@@ -51,6 +55,9 @@ pub struct Config {
     /// Origins from which browsers may open a socket or call HTTP, unless a tenant names its own:
     /// `origins`, or `CORS_ORIGIN` separated by commas. Empty: the gateway's own only; `*`: all.
     pub origins: Vec<String>,
+    /// Tenants that metrics name, each with some plugins; the others are together under `other`:
+    /// `metrics_tenants_max`; 0 to 100,000, default 200.
+    pub metrics_tenants_max: usize,
     /// Open connections at the same time: `max_connections`, `MAX_CONNECTIONS`; 1 to 10,000,000,
     /// default 10,000.
     pub max_connections: u32,
@@ -76,6 +83,11 @@ pub struct Config {
     pub shutdown_grace: Duration,
     /// Threads on which components run: `decision_threads`; 1 to 1,024, default one per core.
     pub decision_threads: NonZeroUsize,
+    /// What the plugin host may use: `[plugins]`. `instances`, 1 to 100,000; `memory_bytes_max`, 1 MiB to 4 GiB;
+    /// `component_bytes_max`, 1 KiB to 256 MiB; `compilations`, 1 to 64; `compile_ms_max`, 1,000 to 3,600,000;
+    /// `compile_memory_bytes_max`, 256 MiB to 64 GiB; `code_cache_dir`, default `code-cache` in `data_dir`;
+    /// `code_cache_bytes`, default 1 GiB, 0: no cache. The other defaults are those of [`HostSettings`].
+    pub plugins: HostSettings,
     /// What is logged, as `tracing_subscriber`'s `EnvFilter` reads it: `log`, `POSTERN_LOG`;
     /// default `info`.
     pub log: String,
@@ -280,10 +292,14 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
     let default_tenant =
         layers.get("default_tenant", "", "").and_then(|given| Some((given.at.clone(), tenant_name(&given, report)?)));
 
+    let data_dir =
+        path_setting(&mut layers, ["data_dir", "POSTERN_DATA", "data"], base, report).unwrap_or("data".into());
+    let of_plugins = layers.file.as_mut().and_then(|file| file.section("plugins", report));
+
     let config = Config {
         listen: listen(&mut layers, report),
-        data_dir: path_setting(&mut layers, ["data_dir", "POSTERN_DATA", "data"], base, report)
-            .unwrap_or("data".into()),
+        plugins: plugins::plugins(of_plugins, base, &data_dir, report),
+        data_dir,
         tenants_dir: path_setting(&mut layers, ["tenants_dir", "POSTERN_TENANTS", "tenants"], base, report)
             .unwrap_or("tenants".into()),
         plugins_dir: path_setting(&mut layers, ["plugins_dir", "", ""], base, report),
@@ -292,6 +308,10 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
             .and_then(|given| redis_url(given.secret(), report)),
         redis_ca_file: path_setting(&mut layers, ["redis_ca_file", "REDIS_CA_FILE", ""], base, report),
         origins: own_origins(&mut layers, report),
+        metrics_tenants_max: layers
+            .get("metrics_tenants_max", "", "")
+            .and_then(|given| given.integer(0..=100_000, report))
+            .unwrap_or(TENANTS_MAX_DEFAULT),
         max_connections: layers
             .get("max_connections", "MAX_CONNECTIONS", "max-connections")
             .and_then(|given| given.integer(1..=10_000_000, report))

@@ -15,6 +15,7 @@ pub mod revocation;
 pub mod token;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -27,8 +28,11 @@ use crate::commit::{
 };
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
+use crate::limits::PerSecond;
 use crate::room::Room;
+use crate::telemetry::labels;
 use crate::tenant::{CallLimits, TenantId};
+use crate::usage::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
 use once::Once;
@@ -159,7 +163,11 @@ pub enum Input<'a> {
         session: SessionRecord,
         /// The session that comes back with it, if one does.
         resumed: Option<&'a SessionRecord>,
+        /// What the client said, for handlers that take part: what they read is as it was at the place of the join.
+        request: Option<&'a Event>,
     },
+    /// A client asks what the gateway answers; handlers that take part may answer instead.
+    Request(&'a Event),
     /// A client or a back end says something.
     Event {
         /// What.
@@ -195,7 +203,9 @@ impl Input<'_> {
             Input::Connect { who, .. } | Input::Join { who, .. } | Input::Connected { who, .. } => {
                 Some(&who.identity.subject)
             }
-            Input::Event { event, .. } => event.sender.as_ref().map(|sender| &*sender.identity.subject),
+            Input::Event { event, .. } | Input::Request(event) => {
+                event.sender.as_ref().map(|sender| &*sender.identity.subject)
+            }
             Input::Timer(_) | Input::Effects(_) => None,
         }
     }
@@ -205,7 +215,7 @@ impl Input<'_> {
         const OVERHEAD: usize = 1_024;
         OVERHEAD
             + match self {
-                Input::Event { event, .. } => event.data.bytes(),
+                Input::Event { event, .. } | Input::Request(event) => event.data.bytes(),
                 Input::Join { wanted, .. } => wanted.iter().flat_map(|(_, data)| data).map(Payload::bytes).sum(),
                 Input::Effects(effects) => effects.iter().map(Effect::bytes).sum(),
                 Input::Connect { .. } | Input::Timer(_) | Input::Connected { .. } => 0,
@@ -232,8 +242,11 @@ pub struct Decisions {
     pub tenant: TenantId,
     /// Where commits go.
     pub engine: Arc<dyn Engine>,
+    /// What the tenant's clients cause.
+    pub traffic: Arc<Traffic>,
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
+    published: Arc<PerSecond>,
     /// A commit met a connection that is not registered.
     absent: Arc<Notify>,
     backlog: Arc<Backlog>,
@@ -245,8 +258,10 @@ impl Decisions {
         Decisions {
             tenant,
             engine,
+            traffic: Arc::default(),
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
+            published: Arc::default(),
             absent: Arc::default(),
             backlog,
         }
@@ -275,6 +290,9 @@ impl Decisions {
         input: Input<'_>,
         once: Option<&Once>,
     ) -> Result<Decided, Undecided> {
+        if matches!(input, Input::Event { .. }) {
+            self.traffic.events.fetch_add(1, Ordering::Relaxed);
+        }
         let id = once.map_or_else(CommitId::random, |once| once.id.clone());
         let now = now_ms();
         let limits = self.limits.load_full();
@@ -314,10 +332,21 @@ impl Decisions {
                     }
                 },
             };
+            if turn.is_none()
+                && let Some(key) = self.conflicts.contested(parts.commit.reads.iter().map(|(key, _)| key))
+            {
+                turn = self.conflicts.turn(key).await;
+                if turn.is_some() {
+                    // What was read before it waited is old now. It has not lost, though.
+                    attempt -= 1;
+                    continue;
+                }
+            }
             parts.commit.effects.extend(additions.effects);
             parts.commit.session = additions.session;
             parts.commit.fired = additions.fired;
             parts.commit.timers.extend(additions.timers);
+            self.may_publish(&parts.commit.effects, parts.ephemeral.len())?;
             let reply = parts.reply.or(additions.reply);
             parts.commit.writes.extend(once.map(|once| once.record(reply.clone())));
             let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
@@ -375,7 +404,7 @@ impl Decisions {
                 all.joined.splice(0..0, back.joined);
                 Ok(Additions { timers: back.timers, ..all })
             }
-            Input::Join { who, wanted, session, resumed } => {
+            Input::Join { who, wanted, session, resumed, request } => {
                 let (mut joined, mut refused) = (Vec::new(), Vec::new());
                 for (room, params) in *wanted {
                     match authorization::join(pipeline, transaction, who, room, params.as_ref()).await {
@@ -383,6 +412,9 @@ impl Decisions {
                         Err(Undecided::Engine(refusal)) => return Err(Undecided::Engine(refusal)),
                         Err(undecided) => refused.push((room.clone(), undecided.into_refusal())),
                     }
+                }
+                if let Some(event) = request.filter(|_| !joined.is_empty()) {
+                    take_part(pipeline, transaction, event).await?;
                 }
                 // Whose arrival stands beside the other's going has come back as that one.
                 let first = resumed.map(|_| arrival(who)).into_iter().collect();
@@ -404,6 +436,10 @@ impl Decisions {
                 }
             },
             Input::Effects(effects) => Ok(Additions { effects: effects.to_vec(), ..Additions::default() }),
+            Input::Request(event) => {
+                take_part(pipeline, transaction, event).await?;
+                Ok(Additions::default())
+            }
             Input::Timer(timer) => {
                 let Some(handler) = pipeline.handler(&timer.key.plugin) else {
                     let text = format!("the timer's plugin {:?} is not a handler of the tenant", timer.key.plugin);
@@ -435,6 +471,20 @@ impl Decisions {
         Ok(record.is_some_and(|record| record.connection != gone.connection))
     }
 
+    /// Is there room for an input's publications?
+    fn may_publish(&self, effects: &[Effect], ephemeral: usize) -> Result<(), Undecided> {
+        let count = effects.iter().filter(|effect| matches!(effect, Effect::Publish(_))).count() + ephemeral;
+        let limit = self.limits.load().publications_per_second;
+        self.published.take(count as u64, limit.into(), tokio::time::Instant::now()).map_err(|wait| {
+            let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+            let text = format!(
+                "the tenant publishes too much: {count} more (call_limits.publications_per_second = {limit}); \
+                 try again in {wait_ms} ms"
+            );
+            Undecided::Later(Refusal { retry_after_ms: Some(wait_ms), ..Refusal::new("rate_limit", text) })
+        })
+    }
+
     /// Commits without any plugin: a publication that a grant allows, a leave, a disconnect.
     pub async fn commit_directly(&self, commit: Commit) -> Result<Option<Position>, Undecided> {
         let mut outage = self.outage(commit.bytes());
@@ -457,9 +507,13 @@ impl Decisions {
         self.send(Arc::new(commit), &mut outage, patient).await.map(drop)
     }
 
-    /// Counts a lost conflict and waits for the turn to try again; a turn held before is given back first.
+    /// Counts a lost conflict and waits for the turn to try again. Who had the turn on this key keeps it: then it was
+    /// another node that won. A turn on another key is given back first.
     async fn lose(&self, turn: Option<conflict::Turn>, key: &StateKey) -> Option<conflict::Turn> {
-        metrics::counter!("commit_conflicts_total", "tenant" => self.tenant.to_string()).increment(1);
+        metrics::counter!("commit_conflicts_total", "tenant" => labels::of_tenant(self.tenant.as_str())).increment(1);
+        if turn.as_ref().is_some_and(|turn| turn.is_on(key)) {
+            return turn;
+        }
         drop(turn);
         self.conflicts.turn(key).await
     }
@@ -505,7 +559,13 @@ impl Decisions {
             });
             metrics::histogram!("engine_commit_seconds").record(started.elapsed().as_secs_f64());
             match result {
-                Ok(outcome) => return Ok(outcome),
+                Ok(outcome) => {
+                    if matches!(outcome, Outcome::Committed(_)) {
+                        let published = commit.effects.iter().filter(|effect| matches!(effect, Effect::Publish(_)));
+                        self.traffic.published.fetch_add(published.count() as u64, Ordering::Relaxed);
+                    }
+                    return Ok(outcome);
+                }
                 Err(EngineError::Ambiguous(why)) if ambiguous < AMBIGUOUS_RESENDS_MAX => {
                     ambiguous += 1;
                     metrics::counter!("commit_ambiguous_total").increment(1);
@@ -543,6 +603,7 @@ impl Decisions {
     /// Best effort by contract: what cannot be sent now is dropped, and counted.
     pub async fn publish_ephemeral(&self, publications: Vec<Publication>) {
         let mut left = publications.len() as u64;
+        self.traffic.published.fetch_add(left, Ordering::Relaxed);
         let all = async {
             for publication in publications {
                 if self.engine.publish_ephemeral(&self.tenant, publication).await.is_ok() {
@@ -554,6 +615,14 @@ impl Decisions {
         let _ = tokio::time::timeout(EPHEMERAL_TIMEOUT, all).await;
         metrics::counter!("ephemeral_dropped_total").increment(left);
     }
+}
+
+/// Lets the handlers that name a request of the gateway's see it.
+async fn take_part(pipeline: &Pipeline, transaction: &mut Transaction, event: &Event) -> Result<(), Undecided> {
+    for handler in pipeline.taking_part(&event.name)? {
+        handler.handle(transaction, event).await?;
+    }
+    Ok(())
 }
 
 fn arrival(who: &Client) -> Effect {

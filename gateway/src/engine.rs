@@ -202,6 +202,8 @@ pub struct Orphan {
     pub namespace: Arc<str>,
     /// The name of its session; empty: not known.
     pub session: Arc<str>,
+    /// Did its node retire? Then it has seen to telling that the connection ended.
+    pub retired: bool,
 }
 
 /// What a node tells the others of itself.
@@ -327,8 +329,9 @@ pub trait Engine: Send + Sync + 'static {
     /// The nodes that live, this one first, as they were a few seconds ago.
     fn nodes(&self) -> Vec<NodeStat>;
 
-    /// This node serves nobody any more. What it leaves registered is orphaned `after_ms` from now.
-    async fn retire(&self, after_ms: Millis) -> Result<(), EngineError>;
+    /// This node serves nobody any more. What it leaves registered is orphaned, of each tenant so many milliseconds from
+    /// now; of tenants that are not named as soon as of the first.
+    async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError>;
 
     /// Stores an artefact under its SHA-256 (64 hexadecimal digits).
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError>;

@@ -270,8 +270,9 @@ impl LiveTenant {
                 // The tenant's own limit may grow meanwhile.
                 let connections_max = gateway.config.max_connections as usize * NAMESPACES_MAX;
                 let presence_events = self.settings().presence_events.clone();
+                let traffic = self.decisions.traffic.clone();
                 let (id, health) = (self.id.clone(), gateway.engine.health(&self.id));
-                Ok(Rooms::start(id, follower, health, connections_max, presence_events, &gateway.tasks))
+                Ok(Rooms::start(id, follower, health, connections_max, presence_events, traffic, &gateway.tasks))
             })
             .await
     }

@@ -21,6 +21,7 @@ use crate::commit::now_ms;
 use crate::decision::token::{KeySetKeys, TokenError, read_key_set};
 use crate::gateway::{Gateway, LiveTenant};
 use crate::limits::Bucket;
+use crate::telemetry::labels;
 use crate::tenant::{KeySetSource, VerifyingKey};
 
 /// How often files are looked at, and URLs that are due.
@@ -200,7 +201,7 @@ async fn fetch_one(tenant: &LiveTenant, source: &KeySetSource) {
             tenant.key_sets.keep(source, Seen { due: now + rest(refresh), failing: true, ..seen });
         }
         Ok(set) => {
-            metrics::counter!("key_set_fetches_total", "tenant" => tenant.id.to_string(), "result" => "fetched")
+            metrics::counter!("key_set_fetches_total", "tenant" => labels::of_tenant(tenant.id.as_str()), "result" => "fetched")
                 .increment(1);
             take(tenant, source, set).await;
             // Nodes that started together do not all ask together for ever.
@@ -220,7 +221,8 @@ fn rest(refresh: Duration) -> Duration {
 }
 
 fn failed(tenant: &LiveTenant, source: &KeySetSource, seen: &Seen, why: &str) {
-    metrics::counter!("key_set_fetches_total", "tenant" => tenant.id.to_string(), "result" => "failed").increment(1);
+    metrics::counter!("key_set_fetches_total", "tenant" => labels::of_tenant(tenant.id.as_str()), "result" => "failed")
+        .increment(1);
     if !seen.failing {
         let age_s = seen.had.map(|had| had.elapsed().as_secs());
         tracing::warn!(tenant = %tenant.id, %source, why, ?age_s, "a key set cannot be had: the keys of before stay");
@@ -279,7 +281,7 @@ impl LiveTenant {
             return;
         }
         if self.key_sets.for_tokens.lock().take(Instant::now()).is_err() {
-            metrics::counter!("key_set_fetches_total", "tenant" => self.id.to_string(), "result" => "limited")
+            metrics::counter!("key_set_fetches_total", "tenant" => labels::of_tenant(self.id.as_str()), "result" => "limited")
                 .increment(1);
             return;
         }

@@ -28,6 +28,7 @@ pub mod presence;
 pub mod reading;
 pub mod tail;
 pub mod timers;
+pub mod usage;
 
 pub mod drain;
 pub mod telemetry;

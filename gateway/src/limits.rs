@@ -75,6 +75,29 @@ impl Bucket {
     }
 }
 
+/// How much of something a second, by whatever amounts; what was not used of the last second is kept.
+#[derive(Debug, Default)]
+pub struct PerSecond(Mutex<Option<(f64, Instant)>>);
+
+impl PerSecond {
+    /// Takes `amount`, or says how long until it may be taken. An amount beyond a whole second's worth is let through
+    /// when that is there, and paid off afterwards.
+    pub fn take(&self, amount: u64, per_second: u64, now: Instant) -> Result<(), Duration> {
+        if per_second == 0 || amount == 0 {
+            return Ok(());
+        }
+        #[expect(clippy::cast_precision_loss, reason = "rates and amounts are far below 2^52")]
+        let (amount, rate) = (amount as f64, per_second as f64);
+        let mut state = self.0.lock();
+        let (left, filled) = state.unwrap_or((rate, now));
+        let left = (left + now.saturating_duration_since(filled).as_secs_f64() * rate).min(rate);
+        let wanted = amount.min(rate);
+        let enough = left >= wanted;
+        *state = Some((if enough { left - amount } else { left }, now));
+        if enough { Ok(()) } else { Err(Duration::from_secs_f64((wanted - left) / rate)) }
+    }
+}
+
 /// The refusal of a rate that is used up.
 pub fn rate_limited(what: &str, setting: &str, per_minute: u32, wait: Duration) -> Refusal {
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -170,6 +193,19 @@ mod tests {
         assert_eq!(bucket.take(Instant::now()).unwrap_err().as_secs(), 60);
         bucket.set_rate(None, Instant::now());
         assert!(bucket.take(Instant::now()).is_ok());
+    }
+
+    #[test]
+    fn a_seconds_worth_is_there_at_once_and_large_amounts_are_paid_off() {
+        let (rate, start) = (PerSecond::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(rate.take(100, 100, at(0)), Ok(()));
+        assert_eq!(rate.take(10, 100, at(0)), Err(Duration::from_millis(100)));
+        assert_eq!(rate.take(10, 100, at(100)), Ok(()));
+        assert_eq!(rate.take(300, 100, at(1_100)), Ok(()), "more than a second's worth, when that is there");
+        assert_eq!(rate.take(1, 100, at(2_100)), Err(Duration::from_millis(1_010)));
+        assert_eq!(rate.take(1, 100, at(3_200)), Ok(()));
+        assert_eq!(rate.take(u64::MAX, 0, at(3_200)), Ok(()), "0 is unlimited");
     }
 
     #[tokio::test(start_paused = true)]

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Token(args) => token(&args),
         Command::Plugin(PluginCommand::New(args)) => plugin_new(&args),
         Command::Plugin(PluginCommand::Build(args)) => plugin_build(&args),
+        Command::CompileComponent(orders) => postern::decision::plugin::compile_worker(orders).map_err(Failure::Failed),
         Command::Plugin(PluginCommand::Remote(command)) => plugin::run(&command, &ProcessEnvironment),
         Command::Tenant(command) => tenant::run(&command, &ProcessEnvironment),
         Command::Admin(command) => admin::run(&command, &ProcessEnvironment),

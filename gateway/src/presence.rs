@@ -14,7 +14,7 @@ use crate::close::{Close, jitter};
 use crate::commit::{Commit, CommitId, Effect, TimerChange, TimerKey};
 use crate::decision::farewell::Farewell;
 use crate::delivery::rooms::{Census, Rooms};
-use crate::engine::{EngineError, Health, NodeStat, Orphan};
+use crate::engine::{EngineError, Health, NodeStat, Orphan, Outcome};
 use crate::gateway::{Gateway, LiveTenant};
 use crate::tenant::TenantId;
 
@@ -34,6 +34,8 @@ const AUDIT_EVERY: Duration = Duration::from_secs(60);
 const AUDIT_AFTER_OUTAGE: Duration = Duration::from_secs(3);
 /// How long comparing rests after a commit that met a connection which is not registered.
 const ABSENT_REST: Duration = Duration::from_millis(200);
+/// How long comparing waits for this node to apply the log.
+const APPLIED_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one attempt to put the registry right may take.
 const PUT_RIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The rest before it is compared again because memberships changed meanwhile, about; longer each time, up to ten times.
@@ -105,10 +107,15 @@ async fn farewell(
         Some(record) => record.claims,
         None => "{}".into(),
     };
+    let settings = tenant.settings();
+    let window = settings.limits.recovery_window_ms;
+    // A node that retires sets the same timer: it is only put off, but where it may have fired already.
+    if orphan.retired && u128::from(window) <= settings.presence_grace.as_millis() {
+        return Ok(Vec::new());
+    }
     let identity = Identity { subject: orphan.subject.clone(), claims, expires_at_s: None, key: None };
     let client = Client { connection: orphan.connection.clone(), identity, namespace: orphan.namespace.clone() };
     let name = if orphan.session.is_empty() { orphan.connection.as_str() } else { &orphan.session };
-    let window = tenant.settings().limits.recovery_window_ms;
     Ok(Farewell::new(&client, Close::Fenced.word()).timers(&pipeline, name, window))
 }
 
@@ -190,12 +197,21 @@ async fn end_revoked(tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
     rooms.revoke(revoked).await.map_err(|error| error.to_string())
 }
 
-/// Registers whom the registry has not and this node has. The registry is read last: whoever arrived before that is in
-/// it.
+/// Registers whom the registry has not and this node has. Whom others took out is not among them: the registry is read,
+/// and this node has applied all that was committed until then before it says who is here. Nor is whoever arrived
+/// meanwhile, whom the registry has when it is read again.
 async fn register_missing(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
+    let (engine, id) = (&gateway.engine, &tenant.id);
+    let mut known = HashSet::new();
+    known.extend(engine.registered(id).await.map_err(|error| error.to_string())?);
+    let nothing = Arc::new(Commit::new(CommitId::random()));
+    let top = engine.commit(id, nothing).await.map_err(|error| error.to_string())?;
+    if let Outcome::Committed(top) = top {
+        let applied = tokio::time::timeout(APPLIED_TIMEOUT, rooms.applied(top)).await;
+        applied.map_err(|_| "this node is late in applying the log")?.map_err(|error| error.to_string())?;
+    }
     let Census { there, .. } = rooms.census().await.map_err(|error| error.to_string())?;
-    let known = gateway.engine.registered(&tenant.id).await.map_err(|error| error.to_string())?;
-    let known: HashSet<_> = known.into_iter().collect();
+    known.extend(engine.registered(id).await.map_err(|error| error.to_string())?);
     let missing = there.iter().filter(|one| !known.contains(&one.connection)).count();
     if missing == 0 {
         return Ok(());

@@ -21,7 +21,7 @@ use crate::engine::redis;
 use crate::gateway::{Gateway, LiveTenant};
 use crate::http::{Http, welcome};
 use crate::tenant::Tenant;
-use crate::{key_sets, presence, tail, telemetry, timers};
+use crate::{key_sets, presence, tail, telemetry, timers, usage};
 
 /// How long the last tasks may take after the clients are gone.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -102,8 +102,9 @@ pub async fn run(
     engine: Arc<dyn Engine>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
+    telemetry::labels::allow(config.metrics_tenants_max);
     let tasks = Tasks::new();
-    let settings = HostSettings { threads: config.decision_threads.get(), ..HostSettings::default() };
+    let settings = HostSettings { threads: config.decision_threads.get(), ..config.plugins.clone() };
     let host = Host::new(settings).map_err(|error| StartError::Host(error.to_string()))?;
     let gateway = Arc::new(Gateway::new(config, engine, host, tasks.clone()));
     load_tenants(&gateway).await?;
@@ -117,6 +118,7 @@ pub async fn run(
     tasks.spawn(key_sets::run(gateway.clone()));
     tasks.spawn(presence::run(gateway.clone()));
     tasks.spawn(tail::run(gateway.clone()));
+    tasks.spawn(usage::run(gateway.clone()));
     tasks.spawn(upkeep(gateway.clone()));
     let address =
         listener.local_addr().map_err(|error| StartError::Listen { address: gateway.config.listen, error })?;
@@ -153,9 +155,9 @@ async fn drain(gateway: &Gateway) {
 
 /// Whoever was moved away keeps its place until it is back elsewhere, or its grace is over.
 async fn retire(gateway: &Gateway) {
-    let grace = gateway.tenants().iter().map(|tenant| tenant.settings().presence_grace).max().unwrap_or_default();
-    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-    match tokio::time::timeout(RETIRE_TIMEOUT, gateway.engine.retire(grace_ms)).await {
+    let grace_ms = |tenant: &LiveTenant| tenant.settings().presence_grace.as_millis().try_into().unwrap_or(u64::MAX);
+    let graces: Vec<_> = gateway.tenants().iter().map(|tenant| (tenant.id.clone(), grace_ms(tenant))).collect();
+    match tokio::time::timeout(RETIRE_TIMEOUT, gateway.engine.retire(&graces)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "the others were not told that this node stops"),
         Err(_) => tracing::warn!("the others could not be told in time that this node stops"),

@@ -28,6 +28,9 @@ use crate::tenant::TenantId;
 /// How many may look at the same time on one node.
 pub const LISTENERS_MAX: usize = 32;
 
+/// How many of them at one tenant's lines, so that its readers leave room for others'.
+pub const LISTENERS_OF_TENANT_MAX: usize = 8;
+
 /// The most lines of one node to begin with.
 pub const LINES_MAX: usize = 1_000;
 
@@ -138,16 +141,22 @@ enum Word {
     Other,
 }
 
+/// Whose lines somebody listens to, and where they go.
+type Ear = (TenantId, mpsc::Sender<(Batch, bool)>);
+
 /// Who looks on this node, and for whom it answers.
 #[derive(Default)]
 pub struct Tail {
-    listening: Mutex<HashMap<String, mpsc::Sender<(Batch, bool)>>>,
+    listening: Mutex<HashMap<String, Ear>>,
     answering: Answering,
 }
 
 /// As many look already as may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{LISTENERS_MAX} look at logs on this node already (LISTENERS_MAX)")]
+#[error(
+    "as many look at logs on this node already as may: {LISTENERS_MAX}, or {LISTENERS_OF_TENANT_MAX} of one tenant \
+     (LISTENERS_MAX, LISTENERS_OF_TENANT_MAX)"
+)]
 pub struct TooMany;
 
 /// Somebody who looks.
@@ -206,7 +215,7 @@ async fn say(gateway: &Gateway, word: &Word) -> Result<(), EngineError> {
 impl Tail {
     fn hear(&self, id: &str, batch: Batch, begun: bool) {
         let mut listening = self.listening.lock();
-        let Some(listener) = listening.get(id) else { return };
+        let Some((_, listener)) = listening.get(id) else { return };
         // Whoever looks and does not keep up misses lines; the numbers of those that follow tell.
         if let Err(mpsc::error::TrySendError::Closed(_)) = listener.try_send((batch, begun)) {
             listening.remove(id);
@@ -224,10 +233,11 @@ impl Listener {
         let (sender, others) = mpsc::channel(BATCHES_MAX);
         let id = random_id();
         let mut listening = gateway.tail.listening.lock();
-        if listening.len() >= LISTENERS_MAX {
+        let of_tenant = listening.values().filter(|(tenant, _)| *tenant == wanted.tenant).count();
+        if listening.len() >= LISTENERS_MAX || of_tenant >= LISTENERS_OF_TENANT_MAX {
             return Err(TooMany);
         }
-        listening.insert(id.clone(), sender);
+        listening.insert(id.clone(), (wanted.tenant.clone(), sender));
         drop(listening);
         Ok(Listener {
             id,

@@ -1,7 +1,8 @@
 //! Logs and metrics: how they are set up, and the list of metrics.
 //!
-//! No label holds a room, a user or a connection; labels with tenants and plugins are bounded by
-//! the tenants that are configured.
+//! No label holds a room, a user or a connection; those that name tenants and plugins are bounded ([`labels`]).
+
+pub mod labels;
 
 use std::sync::OnceLock;
 
@@ -70,8 +71,25 @@ fn describe() {
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_counter!(
+        "plugin_code_total",
+        "Components made ready, by where their code came from: memory, disk or compiler"
+    );
+    describe_counter!("plugin_code_cache_rejected_total", "Files of the code cache that were not as written");
     describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
     describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
+    describe_counter!("plugin_cpu_microseconds_total", "Computing time of calls, by tenant and plugin");
+    describe_gauge!("plugin_memory_peak_bytes", "The most memory that an instance had, by tenant and plugin");
+    describe_counter!(
+        "plugin_usage_total",
+        "What plugins used, by tenant, plugin and what (calls, failures, cpu-us, host-calls, log-lines, output-bytes, \
+         state-keys-read, state-bytes-read, state-keys-written, state-bytes-written, timers-set, publications); up to 10 s late"
+    );
+    describe_counter!(
+        "tenant_usage_total",
+        "What tenants caused, by tenant and what (events, published, deliveries); up to 10 s late"
+    );
+    describe_counter!("usage_lost_total", "Numbers that were left out of the daily accounts");
     describe_catalog();
     describe_gauge!("process_resident_memory_bytes", "Resident memory of the process");
     describe_gauge!("ws_memory_per_connection_bytes", "Resident memory divided by open connections");
@@ -84,6 +102,7 @@ fn describe_catalog() {
         "Tenants of the catalog that this node cannot serve altogether as they are written"
     );
     describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
+    describe_counter!("auto_rollbacks_total", "Versions that kept failing and were rolled back by themselves");
     describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
 }
 

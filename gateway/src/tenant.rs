@@ -113,6 +113,10 @@ pub struct Tenant {
     pub backend_token: Option<Secret>,
     /// The keys of the tenant's own back ends, for its HTTP API.
     pub api_keys: Vec<ApiKey>,
+    /// Who may have signed the components that are uploaded for it.
+    pub signature_keys: Vec<SignatureKey>,
+    /// Are only signed components taken? Those that a tenant file names are the operator's own, and need none.
+    pub require_signature: bool,
 }
 
 /// The name under which the `backend_token` counts as an API key; no other can have it.
@@ -161,6 +165,24 @@ impl ApiRight {
             ApiRight::Read => "read",
         }
     }
+}
+
+/// The longest id of a signature key, in bytes.
+pub const SIGNATURE_KEY_ID_BYTES_MAX: usize = 64;
+
+/// An Ed25519 key that components are signed with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignatureKey {
+    /// What signatures call it.
+    pub id: String,
+    /// Its public half.
+    pub public_key: [u8; 32],
+}
+
+/// Is it 1 to 64 of letters, digits, `.`, `_` and `-`? The form of the ids of signature keys.
+pub fn is_key_id(id: &str) -> bool {
+    (1..=SIGNATURE_KEY_ID_BYTES_MAX).contains(&id.len())
+        && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// How a tenant's tokens are verified.
@@ -297,6 +319,36 @@ pub struct PluginSettings {
     pub events: Option<Vec<Pattern>>,
     /// What `config.get` answers it.
     pub settings: BTreeMap<String, String>,
+    /// Has each call an instance of its own?
+    pub instances: Instances,
+}
+
+/// What becomes of an instance of a component after a call that ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Instances {
+    /// It is gone: a call sees nothing of an earlier one.
+    #[default]
+    Fresh,
+    /// It is kept for the next call of the same version of the same plugin, with all that the component keeps in its
+    /// memory, of whichever of the tenant's users it is.
+    Warm(WarmLimits),
+}
+
+/// How long instances are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WarmLimits {
+    /// Idle instances of the plugin on a node.
+    pub idle_max: usize,
+    /// Calls of one instance.
+    pub calls_max: u32,
+    /// What its memory may grow by from the beginning of its first call, in bytes.
+    pub memory_growth_bytes_max: usize,
+}
+
+impl Default for WarmLimits {
+    fn default() -> Self {
+        WarmLimits { idle_max: 4, calls_max: 1_000, memory_growth_bytes_max: 1 << 20 }
+    }
 }
 
 /// What a component is used for.
@@ -380,7 +432,7 @@ pub struct CallLimits {
     pub cpu_ms: u32,
     /// From start to end, waiting included, in milliseconds.
     pub wall_ms: u32,
-    /// Linear memory, in bytes.
+    /// Linear memory, in bytes. Components with an interpreter begin with 9.5 MB (JavaScript) and 13 MB (Python).
     pub memory_bytes: usize,
     /// Calls to the gateway.
     pub host_calls: u32,
@@ -409,6 +461,8 @@ pub struct CallLimits {
     pub cpu_ms_per_second: u32,
     /// Log lines of all calls of the tenant on one node, a minute; more are dropped, and that is told.
     pub log_lines_per_minute: PerMinute,
+    /// Publications of the tenant on one node, a second; inputs that would go beyond are refused. 0: unlimited.
+    pub publications_per_second: u32,
     /// When a hook of a plugin that keeps failing is not called any more.
     pub breaker: BreakerLimits,
 }
@@ -453,6 +507,7 @@ impl Default for CallLimits {
             attempts: 8,
             cpu_ms_per_second: 1_000,
             log_lines_per_minute: NonZeroU32::new(600),
+            publications_per_second: 10_000,
             breaker: BreakerLimits::default(),
         }
     }

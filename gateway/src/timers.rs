@@ -10,6 +10,7 @@ use crate::commit::{Millis, seconds_since};
 use crate::decision::{Input, Undecided};
 use crate::engine::{DueTimer, Health};
 use crate::gateway::Gateway;
+use crate::telemetry::labels;
 
 /// How often due timers are looked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -145,7 +146,7 @@ async fn uncount(gateway: &Gateway, timer: &DueTimer) {
 async fn bury(gateway: &Gateway, timer: &DueTimer, why: &str) {
     match gateway.engine.bury_timer(timer, why).await {
         Ok(true) => {
-            metrics::counter!("timers_dead_total", "tenant" => timer.tenant.to_string()).increment(1);
+            metrics::counter!("timers_dead_total", "tenant" => labels::of_tenant(timer.tenant.as_str())).increment(1);
             tracing::error!(tenant = %timer.tenant, plugin = &*timer.key.plugin, attempts = timer.attempt, why, "a timer is given up");
         }
         Ok(false) => {}

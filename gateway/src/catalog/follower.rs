@@ -20,9 +20,11 @@ use tokio::time::Instant;
 use super::{CatalogError, Changed, Feeder, News, PAGE_MAX};
 use crate::gateway::Gateway;
 use crate::tenant::TenantId;
+use breakers::Breakers;
 use rollouts::Rollouts;
 use tenant::{Synced, TenantState};
 
+mod breakers;
 mod rollouts;
 mod shelf;
 mod tenant;
@@ -60,6 +62,7 @@ pub struct CatalogFollower {
     /// To be tried again.
     later: HashMap<TenantId, Instant>,
     rollouts: Rollouts,
+    breakers: Breakers,
     /// How many changes there had been at the last look through everything.
     changes_seen: Option<u64>,
     sweep_at: Instant,
@@ -75,6 +78,7 @@ impl CatalogFollower {
     pub async fn start(gateway: Arc<Gateway>) -> Result<CatalogFollower, CatalogError> {
         let mut follower = CatalogFollower {
             rollouts: Rollouts::new(gateway.clone()),
+            breakers: Breakers::new(gateway.clone()),
             gateway,
             feeder: None,
             resting: HashMap::new(),
@@ -118,6 +122,7 @@ impl CatalogFollower {
                 news = news(&mut self.feeder) => self.heard(news),
                 Some((state, synced)) = self.syncing.next() => self.ended(state, synced),
                 () = self.rollouts.next() => {}
+                () = self.breakers.next() => {}
                 _ = tick.tick() => self.on_tick().await,
             }
         }

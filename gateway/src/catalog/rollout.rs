@@ -24,6 +24,10 @@ const DEADLINE_MAX: Duration = Duration::from_secs(600);
 /// How long what nodes said of a roll-out is kept, in milliseconds: an hour.
 const READY_KEPT_MS: Millis = 3_600_000;
 
+/// How long after an activation a version that keeps failing is rolled back by itself, in milliseconds: ten minutes.
+/// What ran well for longer fails for another reason than that it is new.
+pub const AUTO_ROLLBACK_WITHIN_MS: Millis = 600_000;
+
 /// The most nodes whose word is listened to.
 const NODES_MAX: usize = 4_096;
 
@@ -152,6 +156,47 @@ impl Catalog {
         .await?
         .active
         .ok_or_else(|| no_plugin(name))
+    }
+
+    /// Goes back from a version that keeps failing, where the plugin says so (`auto_rollback`): a canary of this digest
+    /// ends, and a version of it that became active at most [`AUTO_ROLLBACK_WITHIN_MS`] ago is rolled back. Answers the
+    /// version that is active then; `None`: nothing was done. Once, however many nodes ask for it.
+    pub async fn fall_back(
+        &self,
+        tenant: &TenantId,
+        name: &str,
+        digest: &str,
+        why: &str,
+    ) -> Result<Option<u64>, CatalogError> {
+        let by = Actor::gateway("breaker");
+        let not_now = || CatalogError::Conflict("there is nothing to go back from".into());
+        let changed = self.change_versions(&by, tenant, name, "plugin.rollback", |plugin| {
+            let is = |version: u64| plugin.version(version).is_some_and(|version| *version.digest == *digest);
+            if !plugin.auto_rollback {
+                return Err(not_now());
+            }
+            if plugin.canary.is_some_and(|canary| is(canary.version)) {
+                plugin.canary = None;
+                return Ok(());
+            }
+            let active = plugin.active.filter(|active| is(*active)).ok_or_else(not_now)?;
+            let new = plugin.rollout.as_ref().and_then(|rollout| Some((rollout.version, rollout.ended.clone()?)));
+            let is_new = |(version, ended): &(u64, Ended)| {
+                *version == active && ended.active && now_ms().saturating_sub(ended.at_ms) <= AUTO_ROLLBACK_WITHIN_MS
+            };
+            let (_, ended) = new.filter(is_new).ok_or_else(not_now)?;
+            plugin.active = Some(plugin.previous.pop().ok_or_else(not_now)?);
+            if let Some(rollout) = &mut plugin.rollout {
+                let message = format!("rolled back by itself: {why}");
+                rollout.ended = Some(Ended { active: false, message, ..ended });
+            }
+            Ok(())
+        });
+        match changed.await {
+            Ok(plugin) => Ok(plugin.active),
+            Err(CatalogError::Conflict(_) | CatalogError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lets a version run for some of the users, or, with `None`, for nobody any more.

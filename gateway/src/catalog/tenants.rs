@@ -1,5 +1,7 @@
 //! Tenants: made, changed, deleted with their plugins.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::record::decode;
@@ -7,9 +9,16 @@ use super::store::Tries;
 use super::{
     Actor, Catalog, CatalogError, Changed, PAGE_MAX, PLUGINS_MAX, PluginRecord, TENANTS_MAX, TenantRecord, keys,
 };
-use crate::commit::{StateKey, now_ms};
+use crate::commit::{Commit, CommitId, StateKey, Write, now_ms};
 use crate::config::{Mistakes, tenant_from_json};
 use crate::tenant::TenantId;
+
+/// Keys of a deleted tenant that go with one commit.
+const PURGED_AT_ONCE: usize = 500;
+
+/// How many such commits the deletion makes; the rest go when the name is used again, with at most so many.
+const PURGE_COMMITS_AT_ONCE: usize = 20;
+const PURGE_COMMITS_MAX: usize = 2_000;
 
 /// Some of the tenants.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,6 +97,8 @@ impl Catalog {
                 (Some(wanted), before) => {
                     if before.is_none() {
                         self.room_for_a_tenant().await?;
+                        // Whoever had this name before is somebody else.
+                        self.purge(id, PURGE_COMMITS_MAX).await?;
                         draft.add(StateKey::stored(keys::TENANT_COUNT), 1);
                     }
                     self.check_settings(id, &wanted, before.as_ref())?;
@@ -99,9 +110,29 @@ impl Catalog {
             draft.audit(by, Some(id), what, "", before.as_ref(), after.as_ref())?;
             draft.tell(&Changed::Tenant { tenant: id.clone() });
             if draft.commit().await? {
+                if after.is_none()
+                    && let Err(error) = self.purge(id, PURGE_COMMITS_AT_ONCE).await
+                {
+                    tracing::info!(tenant = %id, %error, "the rest of a deleted tenant's state goes when its name is used again");
+                }
                 return Ok(after);
             }
         }
+    }
+
+    /// Deletes what the plugins of a tenant have stored.
+    async fn purge(&self, id: &TenantId, commits_max: usize) -> Result<(), CatalogError> {
+        for _ in 0..commits_max {
+            let page = self.engine().list_keys(id, "", None, PURGED_AT_ONCE).await?;
+            if page.keys.is_empty() {
+                return Ok(());
+            }
+            let writes = page.keys.into_iter().map(|key| (key, Write::Delete)).collect();
+            let commit = Commit { writes, ..Commit::new(CommitId::random()) };
+            self.engine().commit(id, Arc::new(commit)).await?;
+        }
+        let (what, limit) = ("keys of the tenant that had this name before", commits_max * PURGED_AT_ONCE);
+        Err(CatalogError::Limit { what, value: limit + 1, limit })
     }
 
     /// Settings that are as they were are not judged again: what a later version finds wrong with them must not hinder

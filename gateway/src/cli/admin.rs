@@ -173,6 +173,22 @@ fn nodes(args: &WhereArgs, env: &dyn Environment) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A value without what is long and seldom looked for; `--json` has it all.
+fn brief(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let shown = members.iter().filter(|(name, _)| !["imports", "exports", "events"].contains(&name.as_str()));
+            let shown = shown.map(|(name, value)| match (name.as_str(), value) {
+                ("digest", Value::String(digest)) => (name.clone(), digest.chars().take(12).collect::<String>().into()),
+                (_, value) => (name.clone(), brief(value)),
+            });
+            Value::Object(shown.collect())
+        }
+        Value::Array(items) => items.iter().map(brief).collect(),
+        other => other.clone(),
+    }
+}
+
 fn audit(args: &AuditArgs, env: &dyn Environment) -> Result<(), Failure> {
     let remote = Remote::new(&args.remote, env)?;
     let tenant = args.tenant.as_deref().map(|tenant| format!("&tenant={}", part(tenant))).unwrap_or_default();
@@ -189,9 +205,21 @@ fn audit(args: &AuditArgs, env: &dyn Environment) -> Result<(), Failure> {
         }
         for (name, value) in [("before", &entry["before"]), ("after", &entry["after"])] {
             if !value.is_null() {
-                line(&plain(&format!("  {name:6} {value}")));
+                line(&plain(&format!("  {name:6} {}", brief(value))));
             }
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_in_the_audit_log_is_one_short_line() {
+        let version =
+            json!({ "versions": [{ "digest": "0123456789abcdef", "imports": ["a"], "exports": ["b"], "version": 1 }] });
+        assert_eq!(brief(&version), json!({ "versions": [{ "digest": "0123456789ab", "version": 1 }] }));
+    }
 }

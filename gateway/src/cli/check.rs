@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::plugin_build::contract;
 use crate::config::{self, Config, Environment, Flags, Mistake, Mistakes, Place, role_name};
+use crate::decision::plugin::inspect;
 use crate::tenant::{KeySetSource, PluginSettings, Role, Tenant};
 
 /// Checks everything and says what is there.
@@ -15,7 +16,7 @@ pub fn check(flags: &Flags, env: &dyn Environment) -> Result<String, Mistakes> {
     let mut mistakes = Vec::new();
     for tenant in &config.tenants {
         for plugin in &tenant.plugins {
-            let problems = problems(plugin);
+            let problems = problems(plugin, config.plugins.component_bytes_max);
             mistakes
                 .extend(problems.into_iter().map(|problem| Mistake { place: place(&config, tenant, plugin), problem }));
         }
@@ -29,12 +30,16 @@ fn place(config: &Config, tenant: &Tenant, plugin: &PluginSettings) -> Place {
     Place { source: file.display().to_string().into(), line: None, key }
 }
 
-/// Does the component keep the contract, and have what its role needs?
-fn problems(plugin: &PluginSettings) -> Vec<String> {
+/// Would the gateway take the component, as far as that can be seen without compiling it; does it keep the contract, and
+/// have what its role needs?
+fn problems(plugin: &PluginSettings, bytes_max: usize) -> Vec<String> {
     let bytes = match std::fs::read(&plugin.component) {
         Ok(bytes) => bytes,
         Err(error) => return vec![error.to_string()],
     };
+    if let Err(error) = inspect(&bytes, bytes_max) {
+        return vec![error.to_string()];
+    }
     let exports = match contract::check(&bytes) {
         Ok(shape) => shape.exports,
         Err(differences) => return differences,

@@ -261,11 +261,12 @@ fn advice(code: &str, has_token: bool) -> &'static str {
         "read_only" => {
             "change the file on the gateway's machines and restart them, or make a tenant of another name over the API"
         }
-        "conflict" => "somebody else changed it at the same time: look at it again, then repeat",
+        "conflict" => "nothing was changed; `postern plugin list` and `postern admin audit` show how things are",
         "exists" => "take another name, or look at the one that there is",
         "invalid" => "nothing was changed: put it right and repeat",
         "too_large" | "too_slow" => "nothing was changed",
         "limit" => "delete what is not needed any more, or ask an operator",
+        "outcome_unknown" => "`postern admin audit` shows whether it was done",
         "engine_unavailable" => "nothing was changed, as far as is known: repeat in a moment",
         "busy" => "repeat in a moment",
         "not_an_admin_api" => "is POSTERN_URL (or --url) that of a Postern gateway, without a path?",

@@ -4,13 +4,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use crate::config::Config;
+use crate::decision::plugin::{Compiler, own_program};
 use crate::run::{StartError, bind, open_engine, run};
 
 /// Serves until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// Why it could not start.
-pub fn serve(config: Config) -> Result<(), Failure> {
+pub fn serve(mut config: Config) -> Result<(), Failure> {
+    config.plugins.compiler = Compiler::Worker(own_program());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("sockets")

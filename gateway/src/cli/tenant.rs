@@ -187,8 +187,12 @@ fn list(args: &ListArgs, env: &dyn Environment) -> Result<(), Failure> {
         return Ok(());
     }
     let row = |tenant: &Value| {
-        let state = if tenant["disabled"] == true { "disabled" } else { "" };
-        vec![cell(&tenant["name"]), cell(&tenant["source"]), cell(&tenant["plugins"]), state.to_owned()]
+        let state = match (&tenant["unreadable"], &tenant["troubles"]) {
+            (Value::Null, Value::Null) if tenant["disabled"] == true => "disabled".to_owned(),
+            (Value::Null, troubles) => cell(troubles),
+            (unreadable, _) => cell(unreadable),
+        };
+        vec![cell(&tenant["name"]), cell(&tenant["source"]), cell(&tenant["plugins"]), state]
     };
     table(&["TENANT", "SOURCE", "PLUGINS", "STATE"], &tenants.iter().map(row).collect::<Vec<_>>());
     Ok(())

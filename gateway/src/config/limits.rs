@@ -75,6 +75,7 @@ pub(super) fn call_limits(section: Option<Section<'_>>, report: &mut Report) -> 
     given.integer("waiting_calls", 0..=1_048_576, &mut limits.waiting_calls, report);
     given.integer("attempts", 1..=64, &mut limits.attempts, report);
     given.integer("cpu_ms_per_second", 0..=1_024_000, &mut limits.cpu_ms_per_second, report);
+    given.integer("publications_per_second", 0..=10_000_000, &mut limits.publications_per_second, report);
     if let Some(rate) = given.get("log_lines_per_minute").and_then(|rate| rate.rate(report)) {
         limits.log_lines_per_minute = rate;
     }

@@ -8,11 +8,12 @@ use std::time::Duration;
 use super::api_keys::api_keys;
 use super::auth::{auth, secret_of_environment, strength};
 use super::limits::{call_limits, limits};
+use super::signature::{require_signature, signature_keys};
 use super::source::{Document, Given, Place, Report, Section, read_file, read_text};
 use super::{Environment, origins};
 use crate::event::EVENT_NAME_BYTES_MAX;
 use crate::room::Room;
-use crate::tenant::{Pattern, PluginSettings, Role, Secret, Tenant, TenantId, is_name};
+use crate::tenant::{Instances, Pattern, PluginSettings, Role, Secret, Tenant, TenantId, WarmLimits, is_name};
 
 /// The longest name of a plugin, in bytes.
 const PLUGIN_NAME_BYTES_MAX: usize = 64;
@@ -103,6 +104,8 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
     let api_keys = api_keys(given.sections("api_keys", report), context, report);
     let backend_token = backend_token(&mut given, context, report);
     let disabled = given.get("disabled").and_then(|given| given.boolean(report)).unwrap_or(false);
+    let signature_keys = signature_keys(given.sections("signature_keys", report), report);
+    let require_signature = require_signature(&mut given, &signature_keys, report);
     given.finish(report);
     if report.mistakes.len() > mistakes_before {
         return None;
@@ -125,6 +128,8 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
         presence_grace,
         backend_token,
         api_keys,
+        signature_keys,
+        require_signature,
     })
 }
 
@@ -262,9 +267,34 @@ pub(super) fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut
     let events_given = events.is_some();
     let events = patterns(events, report);
     let settings = given.section("settings", report).map(|settings| texts(&settings, report)).unwrap_or_default();
+    let instances = instances(&mut given, report);
     given.finish(report);
     (events.is_some() || !events_given).then_some(())?;
-    Some(PluginSettings { name: name?.into(), role: role?, component: component?, events, settings })
+    Some(PluginSettings { name: name?.into(), role: role?, component: component?, events, settings, instances })
+}
+
+/// `instances`, and how long warm ones are kept.
+fn instances(given: &mut Section<'_>, report: &mut Report) -> Instances {
+    let mode = given.get("instances");
+    let word = mode.as_ref().and_then(|mode| mode.string(report));
+    match (mode, word.as_deref()) {
+        (_, Some("warm")) => {
+            let mut limits = WarmLimits::default();
+            given.integer("warm_max", 1..=256, &mut limits.idle_max, report);
+            given.integer("warm_calls_max", 1..=1_000_000_000, &mut limits.calls_max, report);
+            let growth = &mut limits.memory_growth_bytes_max;
+            given.integer("warm_memory_growth_max", 0..=1 << 30, growth, report);
+            return Instances::Warm(limits);
+        }
+        (Some(mode), Some(word)) if word != "fresh" => mode.wrong("must be \"fresh\" or \"warm\"", report),
+        _ => {}
+    }
+    for key in ["warm_max", "warm_calls_max", "warm_memory_growth_max"] {
+        if let Some(written) = given.get(key) {
+            written.wrong("is only for `instances = \"warm\"`", report);
+        }
+    }
+    Instances::Fresh
 }
 
 fn plugin_name(given: &Given<'_>, report: &mut Report) -> Option<String> {

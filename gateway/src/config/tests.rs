@@ -393,7 +393,7 @@ fn examples() -> Files {
     let files = Files::new();
     std::fs::create_dir_all(files.path("target/components")).unwrap();
     std::fs::create_dir_all(files.path("examples/tenants")).unwrap();
-    for plugin in ["room-authorization", "visitor-approvals", "bench"] {
+    for plugin in ["room-authorization", "visitor-approvals", "task-updates", "typing-status", "bench"] {
         files.put(&format!("target/components/{plugin}.wasm"), "");
     }
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/tenants");
@@ -413,11 +413,11 @@ fn the_examples_are_right_and_check_says_what_is_in_them() {
     let summary = check::summary(&config);
     assert_says(
         &summary,
-        &["all is well: 3 tenants, 5 plugins", "tenant green-valley: keys HS256", "handler visitor-approvals"],
+        &["all is well: 3 tenants, 7 plugins", "tenant green-valley: keys HS256", "handler visitor-approvals"],
     );
     assert!(!summary.contains("warning"), "{summary}");
     let told = check::check(&flags, &environment(&[])).unwrap_err().to_string();
-    assert_says(&told, &["bench.toml", "plugins.bench-handler.component", "it is no component"]);
+    assert_says(&told, &["bench.toml", "plugins.bench-handler.component", "this is not a WebAssembly component"]);
     let bench = config.tenants.iter().find(|tenant| tenant.id.as_str() == "bench").unwrap();
     assert_eq!((bench.limits.messages_per_minute, bench.limits.connections_per_user), (None, 100_000));
 }
@@ -495,4 +495,48 @@ fn an_operators_token_that_can_be_guessed_is_refused_and_never_shown() {
     let config = files.load(&[], &[("POSTERN_ADMIN_TOKEN", TOKEN)]).unwrap();
     assert_eq!(config.admin_token.as_ref().map(|token| token.0.as_slice()), Some(TOKEN.as_bytes()));
     assert!(!format!("{config:?}").contains(TOKEN));
+}
+
+#[test]
+fn signature_keys_are_read_in_both_forms_and_mistakes_are_named() {
+    const RAW: &str = "Gb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=";
+    let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----";
+    let key = |id: &str, key: &str| format!("[[signature_keys]]\nid = \"{id}\"\npublic_key = \"\"\"{key}\"\"\"\n");
+    let both = tenant(&tenant_text("require_signature = true", &(key("ci", RAW) + &key("by.hand", pem))));
+    assert!(both.require_signature);
+    assert_eq!(both.signature_keys.iter().map(|key| &*key.id).collect::<Vec<_>>(), ["ci", "by.hand"]);
+    assert_eq!(both.signature_keys[0].public_key, both.signature_keys[1].public_key);
+    assert!(!tenant(&tenant_text("", "")).require_signature);
+    for (keys, parts) in [
+        (key("ci", RAW) + &key("ci", RAW), &["signature_keys[1]", "\"ci\" is given twice"][..]),
+        (key("c i", RAW), &["signature_keys[0].id", "letters, digits"]),
+        (key("ci", "AAAA"), &["signature_keys[0].public_key", "these are not 32"]),
+        ("[[signature_keys]]\nid = \"ci\"".into(), &["signature_keys[0]: `id` and `public_key` are needed"]),
+    ] {
+        assert_says(&mistake(&tenant_text("", &keys)), parts);
+    }
+}
+
+#[test]
+fn the_plugin_hosts_settings_are_read_and_the_cache_lies_beside_the_data() {
+    let files = Files::with_tenant("acme", &tenant_text("", ""));
+    let config = files.load(&[("data", "/var/lib/postern")], &[]).unwrap().plugins;
+    let cache = config.code_cache.clone().unwrap();
+    assert_eq!((cache.dir, cache.bytes_max), ("/var/lib/postern/code-cache".into(), 1 << 30));
+    let settings = "[plugins]\ncomponent_bytes_max = 1048576\ncompile_ms_max = 5000\ncompilations = 2\n\
+        compile_memory_bytes_max = 536870912\ninstances = 10\nmemory_bytes_max = 33554432\ncode_cache_bytes = 0\n";
+    files.put("postern.toml", settings);
+    let path = files.path("postern.toml").display().to_string();
+    let config = files.load(&[("config", &path)], &[]).unwrap().plugins;
+    assert_eq!((config.component_bytes_max, config.compile_ms_max, config.compilations), (1 << 20, 5_000, 2));
+    assert_eq!((config.compile_memory_bytes_max, config.instances, config.memory_bytes_max), (512 << 20, 10, 32 << 20));
+    assert_eq!(config.code_cache, None);
+    files.put("postern.toml", "[plugins]\ncode_cache_dir = \"cache\"\n");
+    let config = files.load(&[("config", &path)], &[]).unwrap().plugins;
+    assert_eq!(config.code_cache.unwrap().dir, files.path("cache"));
+    files.put("postern.toml", "[plugins]\ncompilations = 0\nfast = true\n");
+    let mistakes = files.load(&[("config", &path)], &[]).unwrap_err();
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    assert!(mistakes[0].contains("plugins.compilations: must be an integer from 1 to 64"), "{mistakes:?}");
+    assert!(mistakes[1].contains("there is no setting `fast` here"), "{mistakes:?}");
 }

@@ -1,4 +1,5 @@
-//! Losers of a conflict wait for each other, per key, instead of spinning.
+//! Losers of a conflict wait for each other, per key, instead of spinning; and who comes later waits behind them, so
+//! that nobody loses for ever against newcomers of the same node.
 
 use std::sync::Arc;
 
@@ -27,13 +28,20 @@ struct Queue {
 #[derive(Debug)]
 pub struct Turn {
     _guard: OwnedMutexGuard<()>,
-    _place: Place,
+    place: Place,
 }
 
 #[derive(Debug)]
 struct Place {
     keys: Arc<Mutex<HashMap<StateKey, Queue>>>,
     key: StateKey,
+}
+
+impl Turn {
+    /// Is it on this key?
+    pub fn is_on(&self, key: &StateKey) -> bool {
+        self.place.key == *key
+    }
 }
 
 impl Drop for Place {
@@ -49,6 +57,12 @@ impl Drop for Place {
 }
 
 impl Conflicts {
+    /// The first of these keys that somebody has lost, and has not yet had its turn to try again.
+    pub fn contested<'a>(&self, reads: impl IntoIterator<Item = &'a StateKey>) -> Option<&'a StateKey> {
+        let keys = self.keys.lock();
+        if keys.is_empty() { None } else { reads.into_iter().find(|key| keys.contains_key(*key)) }
+    }
+
     /// Waits for this loser's turn on a key; `None` when too many wait already.
     pub async fn turn(&self, key: &StateKey) -> Option<Turn> {
         let (turn, place) = {
@@ -61,7 +75,7 @@ impl Conflicts {
             (queue.turn.clone(), Place { keys: self.keys.clone(), key: key.clone() })
         };
         let guard = turn.lock_owned().await;
-        Some(Turn { _guard: guard, _place: place })
+        Some(Turn { _guard: guard, place })
     }
 }
 
@@ -81,6 +95,18 @@ mod tests {
         drop((first, other));
         drop(conflicts.turn(&key).await.unwrap());
         assert!(conflicts.keys.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_key_is_contested_until_its_last_loser_has_had_its_turn() {
+        let conflicts = Conflicts::default();
+        let (key, other) = (StateKey::stored("p/k"), StateKey::stored("p/other"));
+        assert_eq!(conflicts.contested([&key]), None);
+        let turn = conflicts.turn(&key).await.unwrap();
+        assert!(turn.is_on(&key) && !turn.is_on(&other));
+        assert_eq!((conflicts.contested([&other, &key]), conflicts.contested([&other])), (Some(&key), None));
+        drop(turn);
+        assert_eq!(conflicts.contested([&key]), None);
     }
 
     #[tokio::test]

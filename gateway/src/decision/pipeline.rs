@@ -119,13 +119,22 @@ impl Pipeline {
             one.role == role && event.is_none_or(sees)
         };
         let Unavailable { name, .. } = self.unavailable.iter().find(concerns)?;
-        let text = format!("the plugin {name} cannot run on this node at the moment");
-        Some(Refusal { retry_after_ms: Some(UNAVAILABLE_RETRY_MS), ..Refusal::new("plugin_unavailable", text) })
+        Some(cannot_run(name))
     }
 
     /// The handler of a name.
     pub fn handler(&self, name: &str) -> Option<&Arc<Plugin>> {
         self.handlers.iter().map(|(plugin, _)| plugin).find(|plugin| &*plugin.name == name)
+    }
+
+    /// The handlers that take part in one of the gateway's own requests, because they name it: a pattern that merely
+    /// matches it does not count.
+    pub fn taking_part(&self, request: &str) -> Result<Vec<Arc<Plugin>>, CallError> {
+        let names = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.0 == request);
+        if let Some(one) = self.unavailable.iter().find(|one| one.role == Role::Handler && names(&one.patterns)) {
+            return Err(CallError::Refused(cannot_run(&one.name)));
+        }
+        Ok(self.handlers.iter().filter(|(_, patterns)| names(patterns)).map(|(plugin, _)| plugin.clone()).collect())
     }
 
     /// Where does this event go?
@@ -167,10 +176,7 @@ impl Pipeline {
         let mut handlers = Vec::with_capacity(names.len());
         for name in names {
             if self.unavailable.iter().any(|one| one.role == Role::Handler && *one.name == **name) {
-                let text = format!("the plugin {name} cannot run on this node at the moment");
-                let retry_after_ms = Some(UNAVAILABLE_RETRY_MS);
-                let refusal = Refusal { retry_after_ms, ..Refusal::new("plugin_unavailable", text) };
-                return Err(CallError::Refused(refusal));
+                return Err(CallError::Refused(cannot_run(name)));
             }
             let Some(handler) = self.handler(name) else {
                 let known: Vec<_> = self.handlers.iter().map(|(plugin, _)| &*plugin.name).collect();
@@ -181,6 +187,11 @@ impl Pipeline {
         }
         Ok(if handlers.is_empty() { Route::Ignore } else { Route::Handlers(handlers) })
     }
+}
+
+fn cannot_run(plugin: &str) -> Refusal {
+    let text = format!("the plugin {plugin} cannot run on this node at the moment");
+    Refusal { retry_after_ms: Some(UNAVAILABLE_RETRY_MS), ..Refusal::new("plugin_unavailable", text) }
 }
 
 /// Is a user among those that have a canary? Each plugin has others, and nobody changes sides while the share grows but

@@ -21,6 +21,7 @@ mod bindings;
 mod breaker;
 mod budget;
 mod calls;
+pub mod contract;
 mod engine;
 mod failure;
 mod gate;
@@ -31,6 +32,8 @@ mod load;
 mod metering;
 mod share;
 mod transaction;
+mod usage;
+mod warm;
 
 use admission::Admission;
 use breaker::Breakers;
@@ -39,14 +42,21 @@ use host::Call;
 use instance::Prepared;
 use metering::Metering;
 use share::Share;
+use usage::Account;
+use warm::WarmPool;
 
 pub use breaker::{BreakerSnapshot, BreakerState};
 pub use failure::{CallError, Failure, FailureKind, Hook, MESSAGE_BYTES_MAX, REFUSAL_CODE_BYTES_MAX};
 pub use journal::{
     JOURNAL_BYTES_MAX, JOURNAL_ENTRIES_MAX, Journal, JournalEntry, JournalKind, JournalNews, JournalTail, Level,
 };
-pub use load::LoadError;
+use load::{Cache, code_hash};
+pub use load::{
+    Checked, CodeCache, CompileOrders, Compiler, LoadError, Signature, SignatureError, Surface, UploadPolicy,
+    compile_worker, inspect, own_program, public_key, sign, verify,
+};
 pub use transaction::{Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
+pub use usage::PluginUsage;
 
 use crate::commit::{Grant, Millis};
 use crate::tenant::{Pattern, Role, TenantId};
@@ -54,12 +64,18 @@ use crate::tenant::{Pattern, Role, TenantId};
 /// The most handlers that a router may name for one event.
 pub const ROUTE_HANDLERS_MAX: usize = 64;
 
+/// Of the pool's instances one in so many may idle; the others are for calls.
+const IDLE_SHARE: usize = 4;
+
 /// Changes of breakers that are kept for whoever follows them; a slow one misses the oldest and looks at
 /// [`Plugin::breakers`] instead.
 const BREAKER_CHANGES_KEPT: usize = 256;
 
 /// The longest that an authorizer's answer is kept, in milliseconds: one hour.
 pub const CACHE_FOR_MS_MAX: Millis = 3_600_000;
+
+/// Compiled components that are read and made ready at the same time.
+const LOADS: usize = 4;
 
 /// What the plugin host may use of its machine.
 #[derive(Debug, Clone)]
@@ -77,6 +93,15 @@ pub struct HostSettings {
     pub component_bytes_max: usize,
     /// Components that are compiled at the same time. Default: 1.
     pub compilations: usize,
+    /// Where they are compiled. Default: in this process.
+    pub compiler: Compiler,
+    /// How long a compiler process may take for a component, in milliseconds, by the clock and in computing. Default:
+    /// 60,000.
+    pub compile_ms_max: u64,
+    /// The addresses that a compiler process may use, in bytes, its own program among them. Default: 2 GiB.
+    pub compile_memory_bytes_max: usize,
+    /// Where compiled code is kept between two starts. Default: nowhere.
+    pub code_cache: Option<CodeCache>,
 }
 
 impl Default for HostSettings {
@@ -87,6 +112,10 @@ impl Default for HostSettings {
             memory_bytes_max: 256 << 20,
             component_bytes_max: 64 << 20,
             compilations: 1,
+            compiler: Compiler::InProcess,
+            compile_ms_max: 60_000,
+            compile_memory_bytes_max: 2 << 30,
+            code_cache: None,
         }
     }
 }
@@ -120,7 +149,18 @@ pub struct Host {
     runtime: Mutex<Option<Runtime>>,
     gate: Arc<Gate>,
     pool: Arc<Semaphore>,
+    /// Places for instances that idle.
+    idle: Arc<Semaphore>,
+    /// Who compiles, and who looks at an upload.
     compilations: Arc<Semaphore>,
+    /// Who reads and prepares code that is compiled.
+    loads: Arc<Semaphore>,
+    /// What identifies the engine that code must be for.
+    code_hash: u64,
+    /// `None` also when it cannot be opened.
+    cache: Option<Cache>,
+    /// By the component's digest, as long as a plugin uses it.
+    prepared: Mutex<HashMap<String, Weak<Prepared>>>,
     tenants: Mutex<Tenants>,
     breaker_changes: broadcast::Sender<BreakerChange>,
 }
@@ -143,6 +183,8 @@ impl Host {
             .enable_all()
             .build()
             .map_err(|error| HostError::Threads(error.to_string()))?;
+        let code_hash = code_hash(&engine);
+        let cache = settings.code_cache.as_ref().and_then(|cache| open_cache(cache, code_hash));
         Ok(Arc::new(Host {
             engine,
             linker,
@@ -150,7 +192,12 @@ impl Host {
             runtime: Mutex::new(Some(runtime)),
             gate: Gate::new(threads),
             pool: Arc::new(Semaphore::new(settings.instances as usize)),
+            idle: Arc::new(Semaphore::new(settings.instances as usize / IDLE_SHARE)),
             compilations: Arc::new(Semaphore::new(settings.compilations.max(1))),
+            loads: Arc::new(Semaphore::new(LOADS)),
+            code_hash,
+            cache,
+            prepared: Mutex::new(HashMap::new()),
             tenants: Mutex::default(),
             breaker_changes: broadcast::Sender::new(BREAKER_CHANGES_KEPT),
             settings,
@@ -161,6 +208,7 @@ impl Host {
     pub fn shutdown(&self) {
         self.pool.close();
         self.compilations.close();
+        self.loads.close();
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_background();
         }
@@ -189,6 +237,16 @@ impl Host {
         self.tenants.lock().journal(tenant)
     }
 
+    /// What plugins used since the last time this was asked.
+    pub fn take_usage(&self) -> Vec<PluginUsage> {
+        self.tenants.lock().take_usage()
+    }
+
+    /// The account of a plugin, over all its versions.
+    fn account(&self, tenant: &TenantId, plugin: &Arc<str>) -> Arc<Account> {
+        self.tenants.lock().accounts.entry((tenant.clone(), plugin.clone())).or_default().clone()
+    }
+
     /// Tells when a breaker of any plugin opens, tries a call or closes, from now on.
     pub fn breaker_changes(&self) -> broadcast::Receiver<BreakerChange> {
         self.breaker_changes.subscribe()
@@ -200,9 +258,25 @@ impl Host {
 struct Tenants {
     shares: HashMap<TenantId, Weak<Share>>,
     journals: HashMap<TenantId, Weak<Journal>>,
+    /// Until they are empty and nobody fills them any more.
+    accounts: HashMap<(TenantId, Arc<str>), Arc<Account>>,
 }
 
 impl Tenants {
+    fn take_usage(&mut self) -> Vec<PluginUsage> {
+        let mut taken = Vec::new();
+        self.accounts.retain(|(tenant, plugin), account| {
+            // Asked first: whoever fills it until then is seen.
+            let unused = Arc::strong_count(account) == 1;
+            let used = account.take();
+            if !used.is_empty() {
+                taken.push(PluginUsage { tenant: tenant.clone(), plugin: plugin.clone(), used });
+            }
+            !unused
+        });
+        taken
+    }
+
     fn journal(&mut self, tenant: &TenantId) -> Arc<Journal> {
         if let Some(journal) = self.journals.get(tenant).and_then(Weak::upgrade) {
             return journal;
@@ -231,6 +305,18 @@ pub struct BreakerChange {
     pub calls: u32,
     /// Those of them that failed.
     pub failures: u32,
+}
+
+/// Without its cache a gateway starts more slowly, and works as well.
+fn open_cache(settings: &CodeCache, code_hash: u64) -> Option<Cache> {
+    let engine = format!("{}-{code_hash:016x}", engine::CODE_VERSION);
+    let opened = Cache::open(settings, &engine);
+    opened
+        .inspect_err(|error| {
+            let dir = settings.dir.display();
+            tracing::warn!(%dir, %error, "compiled code cannot be kept (plugins.code_cache_dir): every start compiles");
+        })
+        .ok()
 }
 
 impl Drop for Host {
@@ -301,7 +387,10 @@ pub struct Plugin {
     admission: Arc<Admission>,
     share: Arc<Share>,
     breakers: Breakers,
+    /// `None`: each call has an instance of its own.
+    warm: Option<Arc<WarmPool>>,
     metering: Metering,
+    account: Arc<Account>,
     host: Arc<Host>,
 }
 

@@ -22,7 +22,9 @@ use crate::drain::Tasks;
 use crate::engine::{Feed, Follower, Health, Registration};
 use crate::event::Payload;
 use crate::room::Room;
+use crate::telemetry::labels;
 use crate::tenant::TenantId;
+use crate::usage::Traffic;
 
 /// How many entries are handed out before anything is written: what came together is written together.
 const ENTRIES_PER_BATCH: usize = 64;
@@ -171,6 +173,7 @@ impl Rooms {
         health: watch::Receiver<Health>,
         connections_max: usize,
         presence_events: Arc<[String]>,
+        traffic: Arc<Traffic>,
         tasks: &Tasks,
     ) -> Rooms {
         let (commands, mailbox) = mpsc::channel(COMMANDS_MAX + connections_max);
@@ -178,7 +181,7 @@ impl Rooms {
         let (resets_sender, resets) = watch::channel(0);
         let stopping = tasks.stopping().clone();
         let outage = Outage { health, told: None };
-        let state = State { announcer: Announcer::new(presence_events), ..State::default() };
+        let state = State { announcer: Announcer::new(presence_events), traffic, ..State::default() };
         let task = Task { tenant, state, applied: applied_sender, resets: resets_sender, outage };
         tasks.spawn(async move {
             // Stopping drops the task between two batches at the earliest: nothing is half handed out.
@@ -370,7 +373,8 @@ impl Task {
                 self.state.publish(&publication, Place::Passing(after));
             }
             Feed::Reset(position) => {
-                metrics::counter!("delivery_resets_total", "tenant" => self.tenant.to_string()).increment(1);
+                metrics::counter!("delivery_resets_total", "tenant" => labels::of_tenant(self.tenant.as_str()))
+                    .increment(1);
                 // First, so that no word behind the reset carries a position that was lost.
                 self.applied.send_replace(position);
                 self.state.reset(position);
@@ -387,6 +391,7 @@ struct State {
     announcer: Announcer,
     /// Outboxes with something to flush at the end of the batch.
     touched: Vec<Arc<Outbox>>,
+    traffic: Arc<Traffic>,
 }
 
 struct Member {
@@ -613,6 +618,7 @@ impl State {
             }
         }
         metrics::counter!("ws_deliveries_total").increment(delivered);
+        self.traffic.deliveries.fetch_add(delivered, Ordering::Relaxed);
     }
 
     fn tell_all(&mut self, event: &str, data: &Payload, at: Position) {

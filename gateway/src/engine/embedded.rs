@@ -403,7 +403,7 @@ impl Engine for EmbeddedEngine {
         vec![self.stat.lock().clone()]
     }
 
-    async fn retire(&self, _after_ms: Millis) -> Result<(), EngineError> {
+    async fn retire(&self, _after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {
         Ok(())
     }
 

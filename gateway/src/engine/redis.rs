@@ -478,7 +478,7 @@ impl Engine for RedisEngine {
         self.nodes.all()
     }
 
-    async fn retire(&self, after_ms: Millis) -> Result<(), EngineError> {
+    async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {
         self.nodes.retire(after_ms).await
     }
 

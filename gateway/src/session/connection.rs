@@ -24,7 +24,7 @@ use crate::connection::upgrade::Protocol;
 use crate::decision::token::peek_tenant;
 use crate::decision::{Decided, Input, Returning, Undecided};
 use crate::delivery::rooms::{Attached, Local, Tokens};
-use crate::event::{Payload, Refusal};
+use crate::event::{Event, Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant};
 use crate::key_sets::Unidentified;
 use crate::room::Room;
@@ -61,6 +61,12 @@ impl Connection {
     pub(super) fn refresh(&mut self, identity: Identity) {
         self.expires = expiry(&identity);
         self.client.identity = identity;
+    }
+
+    /// An event of the client's.
+    pub(super) fn said(&self, name: &str, data: &Payload) -> Event {
+        let namespace = self.local.namespace.clone();
+        Event { name: name.into(), namespace, data: data.clone(), sender: Some(self.client.clone()) }
     }
 
     /// The session record as it stands.

@@ -7,6 +7,7 @@ use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
 use crate::support::redis_server::RedisServer;
 
+mod chat;
 mod hub;
 
 /// The nodes that a story is played on: people of the first half are on `one`, the others on `two`.

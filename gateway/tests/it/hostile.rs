@@ -284,6 +284,22 @@ fn a_plugin_that_always_fails_is_answered_for_and_neither_its_sockets_nor_the_ne
 }
 
 #[test]
+fn a_tenant_that_publishes_too_much_is_told_so_and_nothing_of_the_input_happens() {
+    let node = Node::start(vec![harm("harm", "call_limits.publications_per_second = 10\n"), open("good", "")]);
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    ws.join_ws(&node, "eve", "good", &token("good", "eve", json!({})));
+    assert_eq!(ws.request("bob", "many_publications", json!(10)), 10);
+    let refused = ws.request("bob", "many_publications", json!(10));
+    assert_eq!(refused["error"]["code"], "rate_limit", "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("call_limits.publications_per_second = 10"));
+    let wait = refused["error"]["retry_after_ms"].as_u64().unwrap();
+    assert_eq!(ws.request("eve", "echo", json!(1)), 1);
+    std::thread::sleep(Duration::from_millis(wait + 50));
+    assert_eq!(ws.request("bob", "many_publications", json!(10)), 10);
+}
+
+#[test]
 fn an_authorizer_that_always_fails_lets_nobody_in_and_says_when_to_come_back() {
     let breaker = "call_limits.breaker.calls_min = 3\ncall_limits.breaker.rest_ms = 60000\ncall_limits.breaker.rest_max_ms = 60000\n";
     let node = Node::start(vec![harm("harm", breaker)]);

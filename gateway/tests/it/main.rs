@@ -15,6 +15,8 @@ mod redis_engine;
 mod redis_nodes;
 mod redis_sentinel;
 mod redis_tls;
+mod usage;
+mod warm;
 
 // The whole, as its users meet it.
 mod admin;
@@ -28,8 +30,10 @@ mod first_plugin;
 mod habits;
 mod harm;
 mod hostile;
+mod hostile_uploads;
 mod http;
 mod http_api;
+mod languages;
 mod limits;
 mod outage;
 mod outcome;

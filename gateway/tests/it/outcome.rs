@@ -42,6 +42,7 @@ impl Society {
             component: "".into(),
             events: None,
             settings: Default::default(),
+            instances: Default::default(),
         };
         let component = std::fs::read(components().join("visitor-approvals.wasm")).unwrap();
         let plugin = host.load(&tenant, &settings, &CallLimits::default(), component.into()).await.unwrap();

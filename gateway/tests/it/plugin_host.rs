@@ -15,7 +15,7 @@ use postern::engine::embedded::{EmbeddedEngine, Options};
 use postern::engine::{DueTimer, Engine, Outcome};
 use postern::event::{Event, Payload};
 use postern::room::Room;
-use postern::tenant::{CallLimits, PluginSettings, Role, TenantId};
+use postern::tenant::{CallLimits, Instances, PluginSettings, Role, TenantId};
 use serde_json::{Value, json};
 
 /// A component, built once per run of the tests.
@@ -44,7 +44,14 @@ pub(crate) fn tenant(name: &str) -> TenantId {
 }
 
 pub(crate) fn settings(name: &str, role: Role) -> PluginSettings {
-    PluginSettings { name: name.into(), role, component: "".into(), events: None, settings: Default::default() }
+    PluginSettings {
+        name: name.into(),
+        role,
+        component: "".into(),
+        events: None,
+        settings: Default::default(),
+        instances: Instances::Fresh,
+    }
 }
 
 impl World {

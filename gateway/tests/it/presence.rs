@@ -279,3 +279,55 @@ fn a_timer_whose_every_firing_was_cut_off_is_kept_among_the_dead() {
     assert_eq!(redis.command(&["XLEN", &key("ps:*:_td")]), redis::Value::Int(1));
     assert_eq!(redis.command(&["EXISTS", &held, &due]), redis::Value::Int(0));
 }
+
+/// The keys of the registry whose names end like this.
+fn registry(redis: &RedisServer, end: &str) -> Vec<String> {
+    redis::from_redis_value(redis.command(&["KEYS", &format!("ps:*:{end}")])).unwrap()
+}
+
+#[test]
+fn whoever_only_the_registry_has_lost_is_registered_again() {
+    let redis = RedisServer::start();
+    let nodes = [node(&redis, tenant()), node(&redis, tenant())];
+    let mut ws = Clients::ws();
+    join(&mut ws, &nodes[0], "ann", "ann");
+    join(&mut ws, &nodes[1], "bob", "bob");
+    for key in ["one:c", "one:n:*", "one:r:*", "_i:*"].into_iter().flat_map(|end| registry(&redis, end)) {
+        redis.command(&["DEL", &key]);
+    }
+    // The log is whole: a join is what meets it, and is answered when it is mended.
+    assert_eq!(ws.request("ann", "join_room", json!({ "room": "r:2" }))["room_name"], "r:2");
+    eventually("ann is there again", || users(&mut ws, "ann") == json!(["ann"]));
+    ws.request("bob", "join_room", json!({ "room": "r:2" }));
+    eventually("so is bob", || users(&mut ws, "ann") == json!(["ann", "bob"]));
+    for name in ["ann", "bob"] {
+        never_told(&mut ws, name, "presence:leave", "ann");
+        never_told(&mut ws, name, "presence:leave", "bob");
+    }
+}
+
+#[test]
+fn the_registry_is_compared_with_who_is_here_soon_after_an_outage() {
+    let redis = RedisServer::start();
+    let node = node(&redis, tenant());
+    let mut ws = Clients::ws();
+    join(&mut ws, &node, "ann", "ann");
+    join(&mut ws, &node, "bob", "bob");
+    assert_eq!(users(&mut ws, "ann"), json!(["ann", "bob"]));
+    // As a server has it that took over and lacks that a third one left.
+    let connections = registry(&redis, "one:c").remove(0);
+    let known: Vec<String> = redis::from_redis_value(redis.command(&["HVALS", &connections])).unwrap();
+    let bob = known.into_iter().find(|who| who.contains("bob")).unwrap();
+    let incarnation = bob.rsplit('\0').next().unwrap();
+    let partition = connections.strip_suffix("one:c").unwrap();
+    redis.command(&["HSET", &connections, "ghost", &bob.replace("bob", "gus")]);
+    redis.command(&["SADD", &format!("{partition}_i:{incarnation}"), "one/ghost"]);
+    redis.command(&["SADD", &format!("{partition}one:n:ghost"), "r:1"]);
+    redis.command(&["ZADD", &format!("{partition}one:r:r:1"), "0", "gus\0ghost"]);
+    assert_eq!(users(&mut ws, "ann"), json!(["ann", "bob", "gus"]));
+    // A tenant's registry is kept from half a second after its first connection on.
+    std::thread::sleep(Duration::from_secs(1));
+    redis.command(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    told(&mut ws, "ann", "presence:leave", "gus");
+    assert_eq!(users(&mut ws, "ann"), json!(["ann", "bob"]));
+}

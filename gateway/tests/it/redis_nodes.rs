@@ -223,12 +223,36 @@ async fn a_node_that_retires_is_not_counted_and_its_connections_keep_their_place
     apply(&nodes[0], &acme(), arrival("c1", "ann")).await;
     eventually("both see each other", || async { nodes[1].nodes().len() == 2 }).await;
     let since = Instant::now();
-    nodes[0].retire(700).await.unwrap();
+    nodes[0].retire(&[(acme(), 700)]).await.unwrap();
     eventually("it is not counted", || async { nodes[1].nodes().len() == 1 }).await;
     assert!(since.elapsed() < Duration::from_millis(700));
     assert_eq!(users(&nodes[1], "flat:a1").await, ["ann"]);
     assert_eq!(orphans(&nodes[1]).await.len(), 1);
     assert!(since.elapsed() >= Duration::from_millis(700), "too early: {:?}", since.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_a_node_that_retired_keep_their_places_for_as_long_as_their_tenant_says() {
+    let server = RedisServer::start();
+    let nodes = [node(&server, "one", lively()).await, node(&server, "two", lively()).await];
+    let globex = TenantId::parse("globex").unwrap();
+    apply(&nodes[0], &acme(), arrival("c1", "ann")).await;
+    apply(&nodes[0], &globex, arrival("c2", "eve")).await;
+    let since = Instant::now();
+    nodes[0].retire(&[(acme(), 2_000), (globex.clone(), 100)]).await.unwrap();
+    let first = orphans(&nodes[1]).await;
+    assert!(since.elapsed() < Duration::from_millis(2_000), "globex waits for acme: {:?}", since.elapsed());
+    assert_eq!(first.iter().map(|orphan| (&orphan.tenant, orphan.retired)).collect::<Vec<_>>(), [(&globex, true)]);
+    assert!(nodes[1].reap(&first[0], Vec::new()).await.unwrap());
+    let second = orphans(&nodes[1]).await;
+    assert!(since.elapsed() >= Duration::from_millis(2_000), "too early: {:?}", since.elapsed());
+    assert_eq!(second.iter().map(|orphan| &orphan.tenant).collect::<Vec<_>>(), [&acme()]);
+    assert!(nodes[1].reap(&second[0], Vec::new()).await.unwrap());
+    eventually("nothing is left", || async {
+        nodes[1].orphans(9).await.unwrap().is_empty()
+            && server.command(&["EXISTS", "ps:{n}:kept"]) == redis::Value::Int(0)
+    })
+    .await;
 }
 
 fn text(value: redis::Value) -> String {

@@ -4,6 +4,7 @@
 //! and `ws`, PyPI's `python-socketio`. All of it is on loopback and stopped when dropped.
 
 pub(crate) mod balancer;
+pub(crate) mod bombs;
 pub(crate) mod clients;
 pub(crate) mod hand_made;
 pub(crate) mod key_server;

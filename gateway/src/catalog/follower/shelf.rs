@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::catalog::{CatalogError, PluginRecord, VersionRecord};
 use crate::config::{Mistakes, plugin_from_json};
-use crate::decision::plugin::{LoadError, Plugin};
+use crate::decision::plugin::{Plugin, SignatureError, verify};
 use crate::engine::EngineError;
 use crate::gateway::Gateway;
 use crate::tenant::Tenant;
@@ -90,14 +91,29 @@ async fn load(
         passing: matches!(&error, CatalogError::Engine(error) if !matches!(error, EngineError::Corrupt(_))),
         why: error.to_string(),
     })?;
-    let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (bytes, digest) = digest_of(bytes).await.map_err(|why| NotLoaded { why, passing: true })?;
     if digest != *version.digest {
         let why = format!("the component has the SHA-256 {digest}, not {}: it was changed on its way", version.digest);
         return Err(NotLoaded { why, passing: false });
     }
-    gateway
-        .host
-        .load(&tenant.id, &settings, &tenant.call_limits, bytes)
-        .await
-        .map_err(|error| NotLoaded { passing: matches!(error, LoadError::Stopping), why: error.to_string() })
+    // Before anything of it is compiled, and against the keys that the tenant has now.
+    signed(tenant, plugin, version).map_err(|error| NotLoaded { why: error.to_string(), passing: false })?;
+    let loaded = gateway.host.load(&tenant.id, &settings, &tenant.call_limits, bytes).await;
+    loaded.map_err(|error| NotLoaded { passing: error.is_passing(), why: error.to_string() })
+}
+
+fn signed(tenant: &Tenant, plugin: &PluginRecord, version: &VersionRecord) -> Result<(), SignatureError> {
+    let written = version.signature.as_ref().map(|signature| format!("{}:{}", signature.key, signature.value));
+    let signature = written.map(|written| written.parse()).transpose()?;
+    let (keys, required) = (&tenant.signature_keys, tenant.require_signature);
+    verify(&tenant.id, &plugin.name, &version.digest, keys, required, signature.as_ref()).map(drop)
+}
+
+/// The SHA-256 of a component, taken where it may take its time.
+async fn digest_of(bytes: Bytes) -> Result<(Bytes, String), String> {
+    let digest = tokio::task::spawn_blocking(move || {
+        let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        (bytes, digest)
+    });
+    digest.await.map_err(|error| format!("the node is stopping: {error}"))
 }

@@ -1,4 +1,4 @@
-//! Runs cargo, line by line and not for ever.
+//! Runs what builds, line by line and not for ever.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use super::BuildError;
 
-/// How long one run of cargo may take: the standard library from source, on a slow machine.
+/// How long one run may take: the standard library from source, on a slow machine.
 pub(super) const TIME_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// Lines that wait between cargo and us; then cargo waits.
+/// Lines that wait between a program and us; then it waits.
 const WAITING_LINES_MAX: usize = 256;
 
-/// Lines of what cargo said that an error repeats.
+/// Lines of what a program said that an error repeats.
 const ERROR_LINES_MAX: usize = 60;
 
 enum Line {
@@ -35,7 +35,7 @@ pub(super) fn run_within(
 ) -> Result<(), BuildError> {
     let program = format!("{} {}", command.get_program().display(), subcommand(&command));
     let deadline = Instant::now() + time_max;
-    let failed = |why: String, output: String| BuildError::Cargo { program: program.clone(), why, output };
+    let failed = |why: String, output: String| BuildError::Program { program: program.clone(), why, output };
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|error| failed(format!("cannot be run: {error}"), String::new()))?;
     let lines = read_lines(&mut child);

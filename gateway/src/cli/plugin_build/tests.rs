@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use wit_component::{StringEncoding, embed_component_metadata};
 
+use super::output::sha256;
+use super::rust::{componentize, encode};
 use super::*;
 
 /// A component of the given world, made of a core module in text; `world` stands in a

@@ -11,9 +11,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
-use hyper::header::HOST;
+use hyper::header::{EXPECT, HOST, HeaderValue};
 use hyper::http::request::Builder;
-use hyper::{Response, StatusCode, Uri};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
@@ -32,6 +32,12 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 
 /// How long an answer in lines may be silent; the gateway says something more often.
 const SILENCE_MAX: Duration = Duration::from_secs(45);
+
+/// Bodies of more bytes are sent when the gateway wants them.
+const ASKED_FIRST_BYTES: usize = 16 << 10;
+
+/// How long it may take to say so.
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much is sent at a time, in bytes: what the progress moves by.
 const PIECE_BYTES: usize = 64 << 10;
@@ -85,8 +91,8 @@ impl Link {
         timeout: Duration,
         progress: &mut dyn FnMut(usize),
     ) -> Result<(StatusCode, Bytes), LinkError> {
-        let sent = Arc::new(AtomicUsize::new(0));
-        let body = Counted { rest: body, sent: sent.clone() };
+        let body = Counted::new(body);
+        let sent = body.sent.clone();
         let answer = async {
             let (exchange, connection) = exchange(request, body).await?;
             let answer = async {
@@ -122,8 +128,7 @@ impl Link {
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<Option<(StatusCode, Bytes)>, LinkError> {
         self.runtime.block_on(async {
-            let body = Counted { rest: Bytes::new(), sent: Arc::default() };
-            let begun = tokio::time::timeout(timeout, exchange(request, body)).await;
+            let begun = tokio::time::timeout(timeout, exchange(request, Counted::new(Bytes::new()))).await;
             let (exchange, connection) = begun.map_err(|_| LinkError::Timeout(timeout))??;
             let read = async {
                 let answer = tokio::time::timeout(timeout, exchange).await;
@@ -153,9 +158,28 @@ async fn exchange(
     let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned();
     let path = uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-    let request =
+    let mut request =
         request.uri(path).header(HOST, host).body(body).map_err(|error| LinkError::Broken(error.to_string()))?;
+    if request.body().rest.len() > ASKED_FIRST_BYTES {
+        ask_first(&mut request);
+    }
     Ok((async move { sender.send_request(request).await.map_err(broken) }, connection))
+}
+
+/// Sends the body when it is wanted: whoever refuses it would otherwise close, and the refusal be lost.
+fn ask_first(request: &mut Request<Counted>) {
+    let (say, wanted) = tokio::sync::watch::channel(false);
+    hyper::ext::on_informational(request, move |answer| {
+        if answer.status() == StatusCode::CONTINUE {
+            say.send_replace(true);
+        }
+    });
+    request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
+    let mut heard = wanted;
+    request.body_mut().wanted = Some(Box::pin(async move {
+        // Not everybody in between passes it on. An error: whoever would say it is gone.
+        let _ = tokio::time::timeout(CONTINUE_TIMEOUT, heard.wait_for(|wanted| *wanted)).await;
+    }));
 }
 
 fn broken(error: hyper::Error) -> LinkError {
@@ -236,17 +260,28 @@ async fn read_lines(answer: Response<Incoming>, each: &mut dyn FnMut(&[u8]) -> b
     }
 }
 
-/// A body that says how much of it has gone.
+/// A body that says how much of it has gone, and that may wait until it is wanted.
 struct Counted {
     rest: Bytes,
     sent: Arc<AtomicUsize>,
+    wanted: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Counted {
+    fn new(rest: Bytes) -> Counted {
+        Counted { rest, sent: Arc::default(), wanted: None }
+    }
 }
 
 impl Body for Counted {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(wanted) = &mut self.wanted {
+            std::task::ready!(wanted.as_mut().poll(cx));
+            self.wanted = None;
+        }
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }

@@ -23,8 +23,15 @@ pub(super) struct Admission {
 /// Places that a call holds until its instance is gone.
 #[derive(Debug)]
 pub(super) struct Admitted {
-    _tenant: Option<OwnedSemaphorePermit>,
-    _pool: OwnedSemaphorePermit,
+    tenant: Option<OwnedSemaphorePermit>,
+    pool: OwnedSemaphorePermit,
+}
+
+impl Admitted {
+    /// The place in the tenant's line, and that in the pool.
+    pub(super) fn into_parts(self) -> (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit) {
+        (self.tenant, self.pool)
+    }
 }
 
 struct InLine<'a>(&'a AtomicUsize);
@@ -62,7 +69,7 @@ impl Admission {
             Some(place)
         };
         match timeout_at(end, pool.clone().acquire_owned()).await {
-            Ok(Ok(pool)) => Ok(Admitted { _tenant: tenant, _pool: pool }),
+            Ok(Ok(pool)) => Ok(Admitted { tenant, pool }),
             Ok(Err(_)) => Err(stopping()),
             Err(_) => Err(self.late(limits)),
         }

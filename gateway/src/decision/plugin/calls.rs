@@ -14,7 +14,7 @@ use super::budget::Purse;
 use super::failure::{CallError, Failure, FailureKind, Hook};
 use super::gate::Meter;
 use super::host::Call;
-use super::instance::{self, Limiter};
+use super::instance::{self, Limiter, Place};
 use super::journal::{JournalKind, Level, Source};
 use super::transaction::{Transaction, Work};
 use super::{Admittance, BreakerChange, CACHE_FOR_MS_MAX, Plugin, ROUTE_HANDLERS_MAX};
@@ -166,6 +166,7 @@ impl Plugin {
             self.tell(hook, turned);
         }
         self.metering.call(hook, result.as_ref().map_or_else(CallError::word, |_| "ok"), begun.elapsed());
+        self.account.call(matches!(result, Err(CallError::Failed(_) | CallError::Fatal(_))));
         result
     }
 
@@ -211,13 +212,9 @@ impl Plugin {
         };
         let wall = Duration::from_millis(limits.wall_ms.into()).saturating_sub(begun.elapsed());
         let call = self.prepare(work, hook, namespace, limits);
-        let running = instance::run(self.prepared.clone(), self.host.gate.clone(), call, input, wall);
-        self.run(tx, hook, async move {
-            let ended = running.await;
-            drop(admitted);
-            ended
-        })
-        .await
+        let warm = self.warm.clone().filter(|_| !trial);
+        let place = Place { prepared: self.prepared.clone(), gate: self.host.gate.clone(), warm };
+        self.run(tx, hook, instance::run(place, call, input, wall, admitted)).await
     }
 
     fn prepare(&self, work: Box<Work>, hook: Hook, namespace: &Arc<str>, limits: &CallLimits) -> Call {
@@ -299,6 +296,8 @@ impl Plugin {
         };
         self.metering.used(call.meter.spent(), call.limiter.memory_bytes());
         let mut work = call.work;
+        let used = std::mem::take(&mut work.used);
+        self.account.used(call.meter.spent(), call.host_calls, call.log_lines, &used);
         if result.is_err() {
             work.discard();
         } else {

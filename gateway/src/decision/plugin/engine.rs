@@ -14,14 +14,14 @@ use super::{HostError, HostSettings};
 /// How often a computing component is looked after: the longest turn it has while others wait.
 const TICK: Duration = Duration::from_millis(1);
 
-/// Core instances, memories and tables per component instance. Components made from one core
-/// module have one or two; language runtimes have several.
-const CORE_INSTANCES_EACH: u32 = 4;
+/// Core instances, memories and tables per component instance, and the most that a single component
+/// may have of them. A component made of one core module has one or two core instances, JavaScript's
+/// engine has 3; Python's interpreter is linked from some 40 modules, most of them stubs, around one memory.
+/// Core instances are only counted; places for memories and tables are addresses that are reserved.
+const CORE_INSTANCES_EACH: u32 = 64;
 const MEMORIES_EACH: u32 = 2;
 const TABLES_EACH: u32 = 4;
-
-/// The most that a single component may have of them.
-const CORE_INSTANCES_MAX: u32 = 16;
+const CORE_INSTANCES_MAX: u32 = 64;
 const MEMORIES_MAX: u32 = 4;
 const TABLES_MAX: u32 = 16;
 
@@ -46,7 +46,7 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 16 << 10;
 const BACKTRACE_FRAMES_MAX: usize = 16;
 
 /// Compiled code of another version of wasmtime or of ours is never loaded.
-const CODE_VERSION: &str = concat!("postern-", env!("CARGO_PKG_VERSION"), "-wasmtime-", "48.0.8");
+pub(super) const CODE_VERSION: &str = concat!("postern-", env!("CARGO_PKG_VERSION"), "-wasmtime-", "48.0.8");
 
 /// Makes the engine and starts its clock.
 pub(super) fn start(settings: &HostSettings) -> Result<Engine, HostError> {
@@ -90,10 +90,24 @@ fn config(settings: &HostSettings, pagemap_scan: Enabled) -> Result<Config, Host
         .linear_memory_keep_resident(if scans { KEEP_RESIDENT_BYTES } else { 0 })
         .table_keep_resident(if scans { TABLE_KEEP_RESIDENT_BYTES } else { 0 })
         .pagemap_scan(pagemap_scan);
+    let mut config = compiling()?;
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Ok(config)
+}
+
+/// An engine that compiles for [`start`]'s, and reserves nothing. It uses one thread: how many components are compiled
+/// at the same time says how much of the machine they take.
+pub(super) fn compiler() -> Result<Engine, HostError> {
+    let mut config = compiling()?;
+    config.parallel_compilation(false);
+    Engine::new(&config).map_err(|error| HostError::Contract(format!("{error:#}")))
+}
+
+/// Everything that compiled code depends on.
+fn compiling() -> Result<Config, HostError> {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
         .epoch_interruption(true)
         .max_wasm_stack(STACK_BYTES)
         .async_stack_size(ASYNC_STACK_BYTES)
@@ -106,7 +120,7 @@ fn config(settings: &HostSettings, pagemap_scan: Enabled) -> Result<Config, Host
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(BACKTRACE_FRAMES_MAX));
     config
         .module_version(ModuleVersionStrategy::Custom(CODE_VERSION.into()))
-        .map_err(|error| HostError::Pool { instances, reason: format!("{error:#}") })?;
+        .map_err(|error| HostError::Contract(format!("{error:#}")))?;
     Ok(config)
 }
 
@@ -119,6 +133,19 @@ mod tests {
         let lock = include_str!("../../../../Cargo.lock");
         let version = CODE_VERSION.rsplit_once('-').unwrap().1;
         assert!(lock.contains(&format!("name = \"wasmtime\"\nversion = \"{version}\"")), "{CODE_VERSION}");
+    }
+
+    #[test]
+    fn what_the_compiler_makes_is_for_the_engine_that_runs_it() {
+        let settings = HostSettings { instances: 4, ..HostSettings::default() };
+        let running = start(&settings).unwrap();
+        let other = HostSettings { instances: 8, memory_bytes_max: 64 << 20, ..HostSettings::default() };
+        let hash = super::super::code_hash;
+        assert_eq!(hash(&compiler().unwrap()), hash(&running));
+        assert_eq!(hash(&start(&other).unwrap()), hash(&running));
+        let mut changed = compiling().unwrap();
+        changed.epoch_interruption(false);
+        assert_ne!(hash(&Engine::new(&changed).unwrap()), hash(&running));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::gate::Meter;
 use super::instance::Limiter;
 use super::journal::{Journal, Source};
 use super::transaction::Work;
+use crate::room::ROOT_NAMESPACE;
 
 pub(super) mod config;
 pub(super) mod invocation;
@@ -55,6 +56,25 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// In an instance that idles there is nobody's data.
+    pub(super) fn nobody(&self) -> Call {
+        let work = Box::new(Work::nobody(self.work.tenant.clone(), self.work.limits.clone()));
+        let mut limiter = Limiter::new(0);
+        limiter.take_over(&self.limiter);
+        Call {
+            work,
+            source: self.source.clone(),
+            settings: self.settings.clone(),
+            namespace: ROOT_NAMESPACE.into(),
+            meter: self.meter.clone(),
+            purse: None,
+            journal: self.journal.clone(),
+            limiter,
+            host_calls: 0,
+            log_lines: 0,
+        }
+    }
+
     fn may_read(&self) -> Result<(), Rejection> {
         if self.source.hook.may_read() { Ok(()) } else { Err(Rejection::Denied) }
     }

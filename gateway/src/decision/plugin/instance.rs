@@ -1,18 +1,19 @@
-//! One call: a fresh instance, its limits, and what is made of its end.
+//! One call: its instance, its limits, and what is made of its end.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
-use wasmtime::component::{Instance, InstancePre};
+use wasmtime::component::InstancePre;
 use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store, Trap, UpdateDeadline, WasmBacktrace};
 
-use super::admission::slowed_down;
+use super::admission::{Admitted, slowed_down};
 use super::bindings::{self, Answer, Ending, Input, Links};
 use super::engine::{STACK_BYTES, TABLE_ELEMENTS_MAX};
 use super::failure::{CallError, Failure, FailureKind, MESSAGE_BYTES_MAX, tame};
 use super::gate::{Gate, Metered};
 use super::host::Call;
+use super::warm::{Seat, WarmPool};
 use crate::tenant::CallLimits;
 
 /// What one call to the gateway may carry beyond `output_bytes`, in bytes, so that a little too
@@ -47,6 +48,12 @@ enum Refused {
 impl Limiter {
     pub(super) fn new(memory_bytes_max: usize) -> Limiter {
         Limiter { memory_bytes_max, memory_bytes: 0, table_elements: 0, granted: 0, refused: None }
+    }
+
+    /// Goes on with what an instance has already.
+    pub(super) fn take_over(&mut self, before: &Limiter) {
+        self.memory_bytes = before.memory_bytes;
+        self.table_elements = before.table_elements;
     }
 
     /// All linear memories together, in bytes.
@@ -110,28 +117,63 @@ pub(super) struct Flood;
 pub(super) struct Prepared {
     pub(super) pre: InstancePre<Call>,
     pub(super) links: Links,
+    /// The largest memory that it starts with, in bytes.
+    pub(super) memory_bytes: u64,
 }
 
-/// Runs one call in an instance of its own. Belongs on the decision runtime. The instance is gone
-/// when this returns, whatever happened; what the call did is in the `Call`.
+/// Where calls of a plugin run.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) prepared: Arc<Prepared>,
+    pub(super) gate: Arc<Gate>,
+    /// Where instances are kept, if they are.
+    pub(super) warm: Option<Arc<WarmPool>>,
+}
+
+/// Runs one call, in an instance of its own or in one that was kept. Belongs on the decision runtime. The instance is
+/// gone or idle when this returns, whatever happened; what the call did is in the `Call`.
 pub(super) async fn run(
-    prepared: Arc<Prepared>,
-    gate: Arc<Gate>,
+    place: Place,
     mut call: Call,
     input: Input,
     wall: Duration,
+    admitted: Admitted,
 ) -> (Call, Result<Answer, CallError>) {
+    let Place { prepared, gate, warm } = place;
     let limits = call.work.limits.clone();
     let (tenant, meter, purse) = (call.work.tenant.clone(), call.meter.clone(), call.purse.take());
-    let mut store = store(&prepared, call, &limits);
-    let mut started = false;
+    let mut seat = match warm.as_ref().and_then(|warm| warm.take()) {
+        Some(mut seat) => {
+            seat.begin(call);
+            seat
+        }
+        None => Seat::new(store(&prepared, call)),
+    };
+    set_limits(&mut seat.store, &limits);
+    let mut started = seat.instance.is_some();
     let work = Box::pin(async {
-        let instance: Instance = prepared.pre.instantiate_async(&mut store).await?;
-        started = true;
-        bindings::invoke(&prepared.links, &mut store, &instance, input).await
+        let instance = match seat.instance {
+            Some(instance) => instance,
+            None => {
+                let instance = prepared.pre.instantiate_async(&mut seat.store).await?;
+                seat.born(instance);
+                started = true;
+                instance
+            }
+        };
+        bindings::invoke(&prepared.links, &mut seat.store, &instance, input).await
     });
     let end = timeout(wall, Metered::new(work, &gate, &tenant, &meter, purse)).await;
-    let mut call = store.into_data();
+    let (tenant_place, pool) = admitted.into_parts();
+    let mut call = match &warm {
+        Some(warm) if matches!(end, Ok(Ok(_))) => warm.put_back(seat, pool),
+        _ => {
+            let call = seat.store.into_data();
+            drop(pool);
+            call
+        }
+    };
+    drop(tenant_place);
     let result = match end {
         Ok(Ok(Ok(answer))) => Ok(answer),
         Ok(Ok(Err(ending))) => Err(said(ending)),
@@ -147,21 +189,24 @@ pub(super) async fn run(
     (call, result)
 }
 
-fn store(prepared: &Prepared, call: Call, limits: &CallLimits) -> Store<Call> {
-    let meter = call.meter.clone();
-    let budget = Duration::from_millis(limits.cpu_ms.into());
+fn store(prepared: &Prepared, call: Call) -> Store<Call> {
     let mut store = Store::new(prepared.pre.engine(), call);
     store.limiter(|call| &mut call.limiter);
-    store.set_hostcall_fuel(limits.output_bytes.saturating_add(OUTPUT_SLACK_BYTES));
     store.set_max_component_handles(HANDLES_MAX);
-    store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(move |_| {
-        if meter.spent() >= budget {
+    store.epoch_deadline_callback(|store| {
+        let call = store.data();
+        if call.meter.spent() >= Duration::from_millis(call.work.limits.cpu_ms.into()) {
             return Err(OutOfTime.into());
         }
         Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
     });
     store
+}
+
+/// What holds for the next call.
+fn set_limits(store: &mut Store<Call>, limits: &CallLimits) {
+    store.set_hostcall_fuel(limits.output_bytes.saturating_add(OUTPUT_SLACK_BYTES));
+    store.set_epoch_deadline(1);
 }
 
 /// The wall time is over. If most of it went by in one wait for the engine, or because the tenant had used up its

@@ -1,5 +1,5 @@
-//! What a plugin costs, as metrics. Labels are names from the tenant's file and closed lists,
-//! never a component's words.
+//! What a plugin costs, as metrics. Labels are bounded names of tenants and plugins and closed lists, never a
+//! component's words.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -9,6 +9,7 @@ use metrics::{Counter, Gauge, Histogram};
 
 use super::breaker::BreakerState;
 use super::failure::Hook;
+use crate::telemetry::labels;
 
 /// The handles of one plugin, looked up once.
 pub(super) struct Metering {
@@ -29,9 +30,10 @@ struct HookMetrics {
 
 impl Metering {
     pub(super) fn new(tenant: &str, plugin: &str) -> Metering {
+        let (tenant, plugin) = labels::of_plugin(tenant, plugin);
         Metering {
-            tenant: tenant.into(),
-            plugin: plugin.into(),
+            tenant,
+            plugin,
             hooks: [const { OnceLock::new() }; Hook::COUNT],
             cpu: OnceLock::new(),
             memory: OnceLock::new(),

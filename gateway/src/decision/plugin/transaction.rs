@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::host::Rejection;
+use super::usage::Used;
 use crate::client::ConnectionId;
 use crate::commit::{Commit, CommitId, Effect, Millis, Publication, StateKey, TimerChange, TimerKey, Versioned, Write};
 use crate::engine::{Engine, EngineError};
@@ -134,6 +135,8 @@ pub(super) struct Work {
     output_bytes: usize,
     publications: usize,
     memberships: usize,
+    /// What the running call used.
+    pub(super) used: Used,
     failed: bool,
     /// The first thing that the engine could not answer.
     pub(super) engine_error: Option<String>,
@@ -164,10 +167,17 @@ impl Work {
             output_bytes: 0,
             publications: 0,
             memberships: 0,
+            used: Used::default(),
             failed: false,
             engine_error: None,
             waiting_since: None,
         }
+    }
+
+    /// In an instance that idles.
+    pub(super) fn nobody(tenant: TenantId, limits: Arc<CallLimits>) -> Work {
+        let invocation = Invocation { id: CommitId::from(""), attempt: 0, now: 0 };
+        Work::new(None, tenant, limits, invocation)
     }
 
     /// A call did not end well: of everything only the reads stay, from now on.
@@ -213,6 +223,7 @@ impl Work {
             return Err(quota(&what, "output_bytes", limit));
         }
         self.output_bytes = total;
+        self.used.output_bytes += bytes as u64;
         Ok(())
     }
 
@@ -244,6 +255,8 @@ impl Work {
             if values.len() != unknown.len() {
                 return Err(self.unavailable(&EngineError::Corrupt("an answer of the wrong length".into())));
             }
+            self.used.keys_read += values.len() as u64;
+            self.used.read_bytes += values.iter().flatten().map(|read| read.value.len() as u64).sum::<u64>();
             self.reads.extend(unknown.into_iter().zip(values));
         }
         keys.iter().map(|key| self.known(key)).collect()
@@ -265,6 +278,10 @@ impl Work {
     /// Buffers a put or a delete.
     pub(super) fn write(&mut self, key: StateKey, write: Write) -> Result<(), Rejection> {
         self.touch(&key)?;
+        self.used.keys_written += 1;
+        if let Write::Put { value, .. } = &write {
+            self.used.written_bytes += value.len() as u64;
+        }
         self.writes.insert(key, write);
         Ok(())
     }
@@ -272,6 +289,7 @@ impl Work {
     /// Buffers an addition, on top of what the call has written.
     pub(super) fn add(&mut self, key: StateKey, delta: i64) -> Result<(), Rejection> {
         self.touch(&key)?;
+        self.used.keys_written += 1;
         match self.writes.entry(key) {
             Entry::Vacant(entry) => {
                 entry.insert(Write::Add(delta));
@@ -335,6 +353,7 @@ impl Work {
         if self.timers.len() >= limit && !self.timers.contains_key(&key) {
             return Err(quota(&format!("a call sets and cancels at most {limit} timers"), "timers", limit));
         }
+        self.used.timers_set += u64::from(matches!(change, TimerChange::Set { .. }));
         self.timers.insert(key, change);
         Ok(())
     }
@@ -351,6 +370,7 @@ impl Work {
             return Err(quota(&format!("a call publishes at most {limit} times"), "publications", limit));
         }
         self.publications += 1;
+        self.used.publications += 1;
         if ephemeral {
             self.ephemeral.push(publication);
         } else {

@@ -215,6 +215,8 @@ pub(super) const STAT: &str = "ps:{n}:stat";
 pub(super) const DEAD: &str = "ps:{n}:dead";
 /// Those of them that left connections behind.
 pub(super) const UNFINISHED: &str = "ps:{n}:unfinished";
+/// Until when the connections of nodes that retired keep their places, by incarnation.
+pub(super) const KEPT: &str = "ps:{n}:kept";
 
 /// What the documented keys of a tenant start with: `{tenant}:`, or nothing for the default tenant.
 /// `presence:online` is the set of users online, `room:{room}:users` that of the users in a room,

@@ -20,8 +20,9 @@ use super::keys::{self, PARTITIONS};
 use super::router::{Route, Router};
 use super::script;
 use crate::client::random_id;
-use crate::commit::Millis;
+use crate::commit::{Millis, now_ms};
 use crate::engine::{EngineError, NodeStat};
+use crate::tenant::TenantId;
 
 /// How long the dead are remembered, in milliseconds (a day): a node that was stopped for longer comes back as if
 /// it was new.
@@ -60,6 +61,23 @@ struct Shown {
     retired: bool,
     /// When it began to say that it lives, the last time that it was heard.
     at: Option<Instant>,
+}
+
+/// The tenants of a node that retired whose connections still keep their places.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Kept(Vec<String>);
+
+impl Kept {
+    /// Reads `<tenant>=<until>;…`.
+    fn of(text: &str, now: Millis) -> Kept {
+        let pairs = text.split(';').filter_map(|pair| pair.split_once('='));
+        let still = pairs.filter(|(_, until)| until.parse::<Millis>().is_ok_and(|until| until > now));
+        Kept(still.map(|(tenant, _)| tenant.to_owned()).collect())
+    }
+
+    pub(super) fn has(&self, tenant: &TenantId) -> bool {
+        self.0.iter().any(|kept| kept == tenant.as_str())
+    }
 }
 
 /// What the last beat answered.
@@ -160,9 +178,10 @@ impl Nodes {
     /// Nothing is left of a dead incarnation.
     pub(super) async fn finished(&self, incarnation: &str) -> Result<(), EngineError> {
         let link = self.route.link().await?;
-        let mut command = ::redis::cmd("SREM");
-        command.arg(keys::UNFINISHED).arg(incarnation);
-        command.exec_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
+        let mut commands = ::redis::pipe();
+        commands.cmd("HDEL").arg(keys::KEPT).arg(incarnation).ignore();
+        commands.cmd("SREM").arg(keys::UNFINISHED).arg(incarnation).ignore();
+        commands.exec_async(&mut link.connection()).await.map_err(|e| link.read_error(&e))?;
         self.seen.lock().unfinished.retain(|other| other != incarnation);
         Ok(())
     }
@@ -185,19 +204,31 @@ impl Nodes {
         self.wake.notify_one();
     }
 
-    /// Ends this node's lease `after_ms` from now.
-    pub(super) async fn retire(&self, after_ms: Millis) -> Result<(), EngineError> {
+    /// Ends this node's lease when the first of its connections' places do.
+    pub(super) async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {
         let mut shown = self.shown.lock().await;
         shown.retired = true;
         let incarnation = self.incarnation();
         let link = self.route.link().await?;
-        let arguments = [incarnation.as_bytes(), &ahead(after_ms).to_string().into_bytes()];
-        let answer = script::RETIRE.run(&mut link.connection(), &[keys::NODES, keys::STAT], &arguments).await;
+        let after: Vec<_> = after_ms.iter().map(|(tenant, after)| (tenant, ahead(*after).to_string())).collect();
+        let mut arguments: Vec<&[u8]> = vec![incarnation.as_bytes()];
+        arguments.extend(after.iter().flat_map(|(tenant, after)| [tenant.as_str().as_bytes(), after.as_bytes()]));
+        let names = [keys::NODES, keys::STAT, keys::KEPT];
+        let answer = script::RETIRE.run(&mut link.connection(), &names, &arguments).await;
         answer.map_err(|e| link.write_error(&e))?;
-        if after_ms == 0 {
+        if after_ms.iter().all(|(_, after)| *after == 0) {
             self.bury(&incarnation).await?;
         }
         Ok(())
+    }
+
+    /// Of a dead incarnation: until when the connections of tenants keep their places, by Redis's clock, if it retired.
+    pub(super) async fn kept(&self, incarnation: &str) -> Result<Option<Kept>, EngineError> {
+        let mut command = ::redis::cmd("HGET");
+        command.arg(keys::KEPT).arg(incarnation);
+        let kept: Option<String> = self.route.ask(&command).await?;
+        let here = now_ms().saturating_add_signed(self.route.master()?.commands.ahead_ms());
+        Ok(kept.map(|kept| Kept::of(&kept, here)))
     }
 
     /// Beats until it is dropped, or until the node retires.
@@ -352,6 +383,15 @@ mod tests {
             }
         }
         assert!(counts.values().all(|count| *count > PARTITIONS / 6), "{counts:?}");
+    }
+
+    #[test]
+    fn places_are_kept_for_as_long_as_each_tenant_says() {
+        let tenant = |name| TenantId::parse(name).unwrap();
+        let kept = Kept::of("acme=1000;globex=2000;;rubbish;broken=x", 1_000);
+        assert!(kept.has(&tenant("globex")));
+        assert!(!kept.has(&tenant("acme")) && !kept.has(&tenant("broken")) && !kept.has(&tenant("other")));
+        assert_eq!(Kept::of("", 0), Kept(Vec::new()));
     }
 
     #[test]

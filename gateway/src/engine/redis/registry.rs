@@ -125,9 +125,19 @@ fn words(one: &Registration) -> Vec<&str> {
 /// See [`Engine::orphans`](crate::engine::Engine::orphans).
 pub(super) async fn orphans(nodes: &Nodes, cleared: &Cleared, limit: usize) -> Result<Vec<Orphan>, EngineError> {
     for incarnation in nodes.unfinished() {
-        let left = left_by(nodes, cleared, &incarnation, limit).await?;
+        let kept = nodes.kept(&incarnation).await?;
+        let mut left = left_by(nodes, cleared, &incarnation, limit).await?;
+        let all = left.len();
+        if let Some(kept) = kept {
+            left.retain(|orphan| !kept.has(&orphan.tenant));
+            left.iter_mut().for_each(|orphan| orphan.retired = true);
+        }
         if !left.is_empty() {
             return Ok(left);
+        }
+        // Others have their turn; these come when their places are over.
+        if all > 0 {
+            continue;
         }
         nodes.finished(&incarnation).await?;
         cleared.lock().remove(&incarnation);
@@ -195,5 +205,6 @@ fn orphan(name: &str, who: &str) -> Option<Orphan> {
         subject: text(subject),
         namespace: text(namespace),
         session: text(session),
+        retired: false,
     })
 }

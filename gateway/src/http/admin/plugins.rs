@@ -68,11 +68,38 @@ pub(super) async fn list(asked: Asked) -> Done {
 /// `GET /tenants/{tenant}/plugins/{plugin}`.
 pub(super) async fn show(asked: Asked) -> Done {
     let (id, name) = (asked.tenant()?, &asked.names.plugin);
-    if let Subject::File = subject(&asked.gateway, id).await? {
-        let found = of_file(&asked.gateway, id).into_iter().find(|plugin| plugin["name"] == name.as_str());
-        return found.map(ok).ok_or_else(|| no_plugin(name).into());
-    }
-    Ok(ok(shown(&record(&asked).await?)))
+    let mut plugin = match subject(&asked.gateway, id).await? {
+        Subject::File => {
+            let found = of_file(&asked.gateway, id).into_iter().find(|plugin| plugin["name"] == name.as_str());
+            found.ok_or_else(|| no_plugin(name))?
+        }
+        Subject::Made(_) => shown(&record(&asked).await?),
+    };
+    plugin["breakers"] = breakers(&asked.gateway, id, name).into();
+    Ok(ok(plugin))
+}
+
+/// How the breakers of a plugin stand on this node; those that were never needed are left out.
+fn breakers(gateway: &Gateway, id: &TenantId, name: &str) -> Vec<Value> {
+    let Some(tenant) = gateway.tenant(id.as_str()) else { return Vec::new() };
+    let pipeline = tenant.pipeline.load();
+    let handlers = pipeline.handlers.iter().map(|(plugin, _)| plugin);
+    let canaries = pipeline.canaries.iter().map(|canary| &canary.plugin);
+    let all = pipeline.authorizer.iter().chain(&pipeline.router).chain(handlers).chain(canaries);
+    let of_this = all.filter(|plugin| &*plugin.name == name);
+    let stands = of_this.flat_map(|plugin| plugin.breakers().into_iter().map(move |breaker| (plugin, breaker)));
+    stands
+        .map(|(plugin, breaker)| {
+            json!({
+                "digest": plugin.digest,
+                "hook": breaker.hook.name(),
+                "state": breaker.state.word(),
+                "calls": breaker.calls,
+                "failures": breaker.failures,
+                "retry_after_ms": breaker.retry_after_ms,
+            })
+        })
+        .collect()
 }
 
 /// The plugin that the path names.

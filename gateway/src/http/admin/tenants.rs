@@ -77,7 +77,12 @@ pub(super) async fn list(asked: Asked) -> Done {
             Some((_, of_file)) => of_file["hides_api_tenant"] = true.into(),
             None => {
                 let plugins = catalog.plugins(&record.name).await?.len();
-                found.push((name.into(), listed(name, "api", record.disabled, plugins)));
+                let mut tenant = listed(name, "api", record.disabled, plugins);
+                let troubles = catalog.troubles(&record.name);
+                if !troubles.is_empty() {
+                    tenant["troubles"] = troubles.into();
+                }
+                found.push((name.into(), tenant));
             }
         }
     }
@@ -137,6 +142,7 @@ fn shown(gateway: &Gateway, record: &TenantRecord) -> Value {
         "warnings": warnings,
         // Settings that an earlier version took and this one does not.
         "mistakes": mistakes,
+        "troubles": gateway.catalog.troubles(&record.name),
     })
 }
 

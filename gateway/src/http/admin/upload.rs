@@ -2,33 +2,70 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::http::HeaderMap;
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
 
 use super::body::{self, UPLOAD_TIMEOUT};
 use super::denied::Denied;
 use super::plugins::{Wanted, no_plugin};
 use super::{Asked, Done};
-use crate::catalog::{CatalogError, NewVersion, PluginRecord, ROLLOUT_DEADLINE, VersionRecord};
+use crate::catalog::{self, CatalogError, NewVersion, PluginRecord, ROLLOUT_DEADLINE, VersionRecord};
 use crate::config::{Mistakes, plugin_from_json, tenant_from_json};
-use crate::decision::plugin::LoadError;
+use crate::decision::plugin::{LoadError, Signature, SignatureError, UploadPolicy};
 use crate::gateway::Gateway;
 use crate::tenant::{PluginSettings, Role, Tenant, TenantId};
 
 /// Uploads that are read and checked at the same time on one node: each may be as large as a component may be.
-const UPLOADS_MAX: usize = 4;
+const UPLOADS_MAX: usize = 6;
 
-/// How long checking, compiling and storing may take after the last byte: the compiler has limits of its own.
-const CHECK_TIME: Duration = Duration::from_secs(150);
+/// Of one tenant, so that its slow uploads leave room for others'.
+const UPLOADS_OF_TENANT_MAX: usize = 2;
+
+/// How long waiting for the compiler, trying and storing may take beside compiling, which has a limit of its own.
+const CHECK_TIME: Duration = Duration::from_secs(90);
 
 /// The component's SHA-256 as the sender knows it.
 const DIGEST: &str = "postern-digest";
 
-static UPLOADS: Semaphore = Semaphore::const_new(UPLOADS_MAX);
+/// Who says that it is theirs.
+const SIGNATURE: &str = "postern-signature";
+
+/// Whose uploads are read and checked on this node.
+static UPLOADS: Mutex<Vec<TenantId>> = Mutex::new(Vec::new());
+
+/// One of them; over when dropped.
+#[derive(Debug)]
+struct Uploading(TenantId);
+
+impl Uploading {
+    fn begin(tenant: &TenantId) -> Result<Uploading, Denied> {
+        let mut uploads = UPLOADS.lock();
+        let of_tenant = uploads.iter().filter(|other| *other == tenant).count();
+        if uploads.len() >= UPLOADS_MAX || of_tenant >= UPLOADS_OF_TENANT_MAX {
+            return Err(Denied::busy(format!(
+                "as many uploads are read and checked on this node already as may be: {UPLOADS_MAX}, or \
+                 {UPLOADS_OF_TENANT_MAX} of one tenant (UPLOADS_MAX, UPLOADS_OF_TENANT_MAX)"
+            )));
+        }
+        uploads.push(tenant.clone());
+        Ok(Uploading(tenant.clone()))
+    }
+}
+
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        let mut uploads = UPLOADS.lock();
+        if let Some(index) = uploads.iter().position(|tenant| *tenant == self.0) {
+            uploads.swap_remove(index);
+        }
+    }
+}
 
 /// `POST …/versions`.
 pub(super) async fn upload(asked: Asked) -> Done {
@@ -36,18 +73,18 @@ pub(super) async fn upload(asked: Asked) -> Done {
     let activate = asked.query.truth("activate")?;
     // What cannot be taken whatever it is, is refused before its bytes are.
     let Place { settings, plugin, is_there } = place(&asked, &id, &name).await?;
-    let _upload = UPLOADS.try_acquire().map_err(|_| {
-        Denied::busy(format!("{UPLOADS_MAX} uploads are read and checked on this node already (UPLOADS_MAX)"))
-    })?;
+    let signature = signature(&asked.headers)?;
+    let _place = Uploading::begin(&id)?;
     if let Some(stay) = &asked.stay {
-        stay.for_another(UPLOAD_TIMEOUT + CHECK_TIME);
+        let compiling = Duration::from_millis(asked.gateway.config.plugins.compile_ms_max);
+        stay.for_another(UPLOAD_TIMEOUT + compiling + CHECK_TIME);
     }
-    let component = body::upload(asked.body, asked.gateway.host.component_bytes_max()).await?;
+    let component = body::upload(asked.body, asked.gateway.config.plugins.component_bytes_max).await?;
     is_what_was_sent(&asked.headers, &component)?;
     let document = Value::Object(settings);
     let tenant = tenant_from_json(&id, &document, asked.gateway.config.demo).map_err(mistakes)?.0;
     let plugin_settings = plugin_from_json(&name, &plugin.document()).map_err(mistakes)?;
-    let checked = check(&asked.gateway, &tenant, &plugin_settings, component.clone()).await?;
+    let checked = check(&asked.gateway, &tenant, &plugin_settings, signature.as_ref(), component.clone()).await?;
     let catalog = &asked.gateway.catalog;
     // Only now: an upload that is refused leaves nothing behind.
     if !is_there {
@@ -137,27 +174,64 @@ async fn check(
     gateway: &Gateway,
     tenant: &Tenant,
     plugin: &PluginSettings,
+    signature: Option<&Signature>,
     component: Bytes,
 ) -> Result<NewVersion, Denied> {
-    let shape = crate::cli::plugin_build::contract::check(&component).map_err(Denied::mistakes)?;
-    let loaded = gateway.host.load(&tenant.id, plugin, &tenant.call_limits, component).await;
-    let loaded = loaded.map_err(refused)?;
+    let policy = UploadPolicy {
+        plugin,
+        limits: &tenant.call_limits,
+        signature_keys: &tenant.signature_keys,
+        require_signature: tenant.require_signature,
+        signature,
+    };
+    let checked = gateway.host.check(&tenant.id, &policy, component).await.map_err(refused)?;
+    // Every node verifies it again, so it is kept.
+    let kept = |signature: &Signature| {
+        let value = STANDARD.encode(signature.bytes);
+        catalog::Signature { key: signature.key.clone(), value }
+    };
     Ok(NewVersion {
-        digest: loaded.digest.clone(),
-        described_name: loaded.description.name.clone(),
-        described_version: loaded.description.version.clone(),
-        events: loaded.description.events.clone(),
-        imports: shape.imports,
-        exports: shape.exports,
-        signature: None,
+        digest: checked.digest.into(),
+        described_name: checked.description.name,
+        described_version: checked.description.version,
+        events: checked.description.events,
+        imports: checked.imports,
+        exports: checked.exports,
+        signature: signature.filter(|_| checked.signed_by.is_some()).map(kept),
     })
+}
+
+/// The signature that came with the component.
+fn signature(headers: &HeaderMap) -> Result<Option<Signature>, Denied> {
+    let Some(given) = headers.get(SIGNATURE) else { return Ok(None) };
+    let parsed = given.to_str().unwrap_or_default().parse();
+    parsed.map(Some).map_err(|error: SignatureError| Denied::invalid(error.to_string()))
 }
 
 fn refused(error: LoadError) -> Denied {
     let text = error.to_string();
     match error {
         LoadError::TooLarge { .. } => Denied::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text),
-        LoadError::Stopping => Denied::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", text),
+        // The same component may be taken at another time.
+        _ if error.is_passing() => Denied::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", text),
         _ => Denied::invalid(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenants_uploads_leave_room_for_others_and_a_place_is_given_back() {
+        let tenant = |name| TenantId::parse(name).unwrap();
+        let own = [Uploading::begin(&tenant("a")).unwrap(), Uploading::begin(&tenant("a")).unwrap()];
+        assert_eq!(Uploading::begin(&tenant("a")).unwrap_err().status, StatusCode::TOO_MANY_REQUESTS);
+        let others: Vec<_> = ["b", "b", "c", "c"].iter().map(|name| Uploading::begin(&tenant(name)).unwrap()).collect();
+        assert!(Uploading::begin(&tenant("d")).is_err(), "there are more than UPLOADS_MAX");
+        drop(own);
+        assert!(Uploading::begin(&tenant("a")).is_ok());
+        drop(others);
+        assert!(UPLOADS.lock().is_empty());
     }
 }

@@ -80,6 +80,7 @@ impl From<Undecided> for Denied {
                 _ => StatusCode::UNPROCESSABLE_ENTITY,
             },
             Undecided::Unauthorized(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Undecided::Later(refused) if refused.code == "rate_limit" => StatusCode::TOO_MANY_REQUESTS,
             Undecided::Failed(_) | Undecided::Later(_) | Undecided::Engine(_) | Undecided::TimerGone => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::{Answer, Session, argument, invalid, unavailable};
 use crate::commit::{Grant, Position};
+use crate::decision::{Input, Undecided};
 use crate::engine::{EngineError, Health};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
@@ -46,9 +47,28 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         let wanted: HistoryArgument = argument(data)?;
         let room = self.granted(index, &wanted.room, "history", |grant| grant.history)?;
+        if let Some(reply) = self.handlers_history(tenant, index, data).await? {
+            return Ok(Answer { ack: reply, events: Vec::new() });
+        }
         let page = Page::of(wanted.before.as_deref(), wanted.offset, wanted.limit).map_err(invalid)?;
         let page = self.page(tenant, &room, page).await?;
         Ok(Answer::ack(&page))
+    }
+
+    /// Whoever keeps what is said in the room for longer than the log does answers for it.
+    async fn handlers_history(
+        &self,
+        tenant: &Arc<LiveTenant>,
+        index: usize,
+        data: &Payload,
+    ) -> Result<Option<Payload>, Refusal> {
+        let pipeline = tenant.pipeline.load_full();
+        if pipeline.taking_part("history").is_ok_and(|handlers| handlers.is_empty()) {
+            return Ok(None);
+        }
+        let event = self.connections[index].said("history", data);
+        let decided = tenant.decisions.run(&pipeline, Input::Request(&event)).await;
+        Ok(decided.map_err(Undecided::into_refusal)?.reply)
     }
 
     async fn page(&self, tenant: &LiveTenant, room: &Room, page: Page) -> Result<Value, Refusal> {

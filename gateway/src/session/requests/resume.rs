@@ -93,7 +93,7 @@ impl Session {
         let already: Vec<Room> = self.connections[index].local.grants.lock().keys().cloned().collect();
         let wanted: Vec<_> =
             past.rooms.iter().filter(|room| !already.contains(room)).map(|room| (room.clone(), None)).collect();
-        let decided = self.join_all(tenant, index, &wanted, Some(&past.record)).await?;
+        let decided = self.join_all(tenant, index, &wanted, Some(&past.record), None).await?;
         // Live delivery of the rooms joined now starts right after this entry; up to it the log is read.
         let Some(until) = decided.position else { return Ok(Err(Lost::Gone)) };
         if let Err(lost) = past.read_until(&*self.gateway.engine, &tenant.id, until).await {

@@ -6,9 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Answer, RETRY_AFTER_MS, Session, argument, invalid};
-use crate::commit::{Commit, CommitId, Effect, Position, SessionRecord, Who};
+use crate::commit::{Commit, CommitId, Effect, SessionRecord, Who};
 use crate::decision::{Decided, Input};
-use crate::event::{Payload, Refusal};
+use crate::event::{Event, Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::room::Room;
 use crate::session::connection::applied;
@@ -103,9 +103,9 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         let wanted: RoomArgument = argument(data)?;
         self.same_user(index, wanted.user_id.as_ref())?;
-        let (room, joined) = self.join_one(tenant, index, &wanted.name()?, data).await?;
-        let answer = Answer::also("room_joined", &room_data(&room));
-        Ok(self.with_history(tenant, index, &room, joined, answer).await)
+        let (room, decided) = self.join_one(tenant, index, &wanted.name()?, "join_room", data).await?;
+        let joined = room_data(&room);
+        Ok(self.joined(tenant, index, &room, decided, "room_joined", joined).await)
     }
 
     pub(super) async fn join_channel(
@@ -116,11 +116,32 @@ impl Session {
     ) -> Result<Answer, Refusal> {
         let wanted: ChannelArgument = argument(data)?;
         let name = format!("channel:{}", id_text(&wanted.channel_id)?);
-        let (room, position) = self.join_one(tenant, index, &name, data).await?;
+        let (room, decided) = self.join_one(tenant, index, &name, "join_channel", data).await?;
         let mut joined = room_data(&room);
         joined["channelId"] = wanted.channel_id;
-        let answer = Answer::also("joined_channel", &joined);
-        Ok(self.with_history(tenant, index, &room, position, answer).await)
+        Ok(self.joined(tenant, index, &room, decided, "joined_channel", joined).await)
+    }
+
+    /// The answer to a join, with what handlers that took part add to it; what they add is the history then.
+    async fn joined(
+        &self,
+        tenant: &Arc<LiveTenant>,
+        index: usize,
+        room: &Room,
+        decided: Decided,
+        event: &'static str,
+        mut joined: Value,
+    ) -> Answer {
+        let Some(Value::Object(added)) = decided.reply.as_ref().and_then(Payload::first) else {
+            return self.with_history(tenant, index, room, decided.position, Answer::also(event, &joined)).await;
+        };
+        for (field, value) in added {
+            // Where the client is, the gateway says.
+            if joined.get(&field).is_none() {
+                joined[field] = value;
+            }
+        }
+        Answer::also(event, &joined)
     }
 
     pub(super) async fn leave_room(
@@ -160,7 +181,7 @@ impl Session {
                 Err(refusal) => refused.push((name, refusal)),
             }
         }
-        let decided = self.join_all(tenant, index, &wanted, None).await?;
+        let decided = self.join_all(tenant, index, &wanted, None, None).await?;
         let channels: Vec<_> = decided.joined.iter().map(|(room, _)| room.name()).collect();
         refused.extend(decided.refused.iter().map(|(room, refusal)| (room.name().to_owned(), refusal.clone())));
         let refused: Vec<_> = refused
@@ -195,13 +216,17 @@ impl Session {
         tenant: &Arc<LiveTenant>,
         index: usize,
         name: &str,
+        request: &'static str,
         data: &Payload,
-    ) -> Result<(Room, Option<Position>), Refusal> {
-        let room = room_in(&self.connections[index].local.namespace, name)?;
-        let mut decided = self.join_all(tenant, index, &[(room.clone(), Some(data.clone()))], None).await?;
+    ) -> Result<(Room, Decided), Refusal> {
+        let connection = &self.connections[index];
+        let room = room_in(&connection.local.namespace, name)?;
+        let event = connection.said(request, data);
+        let wanted = [(room.clone(), Some(data.clone()))];
+        let mut decided = self.join_all(tenant, index, &wanted, None, Some(&event)).await?;
         match decided.refused.pop() {
             Some((_, refusal)) => Err(refusal),
-            None => Ok((room, decided.position)),
+            None => Ok((room, decided)),
         }
     }
 
@@ -211,6 +236,7 @@ impl Session {
         index: usize,
         wanted: &[(Room, Option<Payload>)],
         resumed: Option<&SessionRecord>,
+        request: Option<&Event>,
     ) -> Result<Decided, Refusal> {
         let connection = &self.connections[index];
         let max = tenant.settings().limits.rooms_per_connection;
@@ -226,7 +252,7 @@ impl Session {
         }
         let session = connection.record(tenant.settings().limits.recovery_window_ms);
         let mut rooms = session.rooms.clone();
-        let input = Input::Join { who: &connection.client, wanted, resumed, session };
+        let input = Input::Join { who: &connection.client, wanted, resumed, session, request };
         let pipeline = tenant.pipeline.load_full();
         let decided = unless_fenced(&self.outbox, tenant.decisions.run(&pipeline, input)).await;
         let decided = decided.ok_or_else(taken_out)?.map_err(crate::decision::Undecided::into_refusal)?;

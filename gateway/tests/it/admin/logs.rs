@@ -103,3 +103,26 @@ fn whoever_follows_before_the_first_plugin_sees_what_it_says() {
         watching.count("echo@1") > 0
     });
 }
+
+#[test]
+fn a_plugin_that_keeps_failing_is_seen_with_its_breaker_and_what_it_used_is_accounted() {
+    let node = node(Vec::new());
+    serve(&node, "acme", &component("test-harm"));
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "c", "acme", &token("acme", "c", "k1"));
+    let path = "/tenants/acme/plugins/echo";
+    eventually("the breaker opens", || {
+        ws.request("c", "trap", json!({}));
+        let plugin = super::ask(&node, OPERATOR, "GET", path, None).1;
+        let breakers = plugin["breakers"].as_array().cloned().unwrap_or_default();
+        breakers.iter().any(|breaker| breaker["hook"] == "events.handle" && breaker["state"] == "open")
+    });
+    assert_eq!(ws.request("c", "count", json!({}))["error"]["code"], "plugin_unavailable");
+    eventually("it is in the accounts", || {
+        let (used, _) = done(&node, &["tenant", "usage", "acme", "--json"]);
+        let used: Value = serde_json::from_str(&used).unwrap();
+        let echo = &used["days"][0]["plugins"]["echo"];
+        echo.as_object()
+            .is_some_and(|echo| echo.iter().any(|(what, count)| what.contains("call") && count.as_i64() > Some(10)))
+    });
+}

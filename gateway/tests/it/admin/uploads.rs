@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{OPERATOR, ask, component, node, operate};
-use crate::support::node::Node;
+use super::{OPERATOR, ask, component, done, node, operate, postern, settings, text};
+use crate::support::node::{Node, Settings};
+use crate::support::root;
 
 /// A request as its bytes; the answer's status and document.
 fn raw(node: &Node, head: &str, body: &[u8]) -> (u16, Value) {
@@ -95,4 +96,51 @@ fn whoever_has_no_token_is_not_read_from() {
     let (status, _) = raw(&node, head, b"");
     assert_eq!(status, 401);
     assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_push_that_is_too_large_is_refused_in_words_and_not_by_a_connection_that_breaks() {
+    let small = Settings {
+        config: format!("admin_token = \"{OPERATOR}\"\n[plugins]\ncomponent_bytes_max = 2000000\n"),
+        ..settings(Vec::new(), None)
+    };
+    let node = Node::with(small);
+    operate(&node, "POST", "/tenants", json!({ "name": "acme" }));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("large.wasm");
+    std::fs::write(&file, vec![7; 20_000_000]).unwrap();
+    for _ in 0..5 {
+        let output =
+            postern(&node, &["plugin", "push", "p", file.to_str().unwrap(), "--tenant", "acme", "--role", "handler"]);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(told.contains("plugins.component_bytes_max") && told.contains("20000000"), "{told}");
+    }
+}
+
+#[test]
+fn a_tenant_that_wants_signatures_takes_what_is_signed_for_this_plugin_and_nothing_else() {
+    let node = node(Vec::new());
+    let public = std::fs::read_to_string(root().join("gateway/tests/keys/ed25519.public.pem")).unwrap();
+    let private = root().join("gateway/tests/keys/ed25519.private.pem");
+    let private = private.to_str().unwrap();
+    let settings = json!({ "require_signature": true, "signature_keys": [{ "id": "release", "public_key": public }] });
+    operate(&node, "POST", "/tenants", json!({ "name": "acme", "settings": settings }));
+    let file = component("bench");
+    let push = |more: &[&str]| {
+        let args = [&["plugin", "push", "echo", &file, "--tenant", "acme", "--role", "handler"], more].concat();
+        let output = postern(&node, &args);
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, told) = push(&[]);
+    assert!(code == Some(1) && told.contains("--sign-with"), "{told}");
+    let of_another =
+        ["plugin", "sign", &file, "--tenant", "acme", "--plugin", "other", "--key", private, "--key-id", "release"];
+    let (signature, _) = done(&node, &of_another);
+    let (code, told) = push(&["--signature", signature.trim()]);
+    assert!(code == Some(1) && told.contains("does not hold"), "{told}");
+    let (code, told) = push(&["--sign-with", private, "--key-id", "release"]);
+    assert_eq!(code, Some(0), "{told}");
+    let versions = ask(&node, OPERATOR, "GET", "/tenants/acme/plugins/echo/versions", None).1;
+    assert_eq!(versions["versions"][0]["signed_by"], "release");
 }

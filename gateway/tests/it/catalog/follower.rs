@@ -107,10 +107,11 @@ fn a_node_that_does_not_answer_is_not_waited_for_beyond_the_deadline_and_follows
     let site = Site::without_nodes();
     let node = || {
         let redis_url = site.redis.as_ref().map(|redis| redis.url());
-        Node::with(Settings { tenants: Vec::new(), config: "node_lease_ms = 30000\n".into(), redis_url })
+        Node::with(Settings { tenants: Vec::new(), config: "node_lease_ms = 12000\n".into(), redis_url })
     };
     let (one, two) = (node(), node());
-    site.wait_for_nodes(2);
+    // Whom a node does not know of yet is not waited for. The third is this test.
+    eventually("the nodes see each other", || one.metric("nodes", "") >= 3.0 && two.metric("nodes", "") >= 3.0);
     site.tenant_of_version_1("acme");
     let mut ws = Clients::ws();
     join(&mut ws, &one.ws("acme"), "ann", "acme");
@@ -224,6 +225,40 @@ fn an_authorizer_is_swapped_and_without_one_nobody_joins() {
     eventually("the new authorizer is asked", || asked(&mut ws)["message"] == "0007");
     site.change_plugin("acme", "gate", |_| None);
     eventually("nobody joins", || asked(&mut ws)["code"] == "plugin_unavailable");
+    site.stop();
+}
+
+#[test]
+fn a_new_version_that_keeps_failing_is_rolled_back_by_itself_once() {
+    let site = Site::on_redis(2);
+    site.tenant_of_version_1("acme");
+    site.change_plugin("acme", "echo", |plugin| Some(postern::catalog::PluginRecord { auto_rollback: true, ..plugin }));
+    for number in [2, 3] {
+        site.upload("acme", "echo", component(number));
+        site.roll_out("acme", "echo", number.into());
+    }
+    let mut ws = Clients::ws();
+    for (n, node) in site.nodes.iter().enumerate() {
+        join(&mut ws, &node.ws("acme"), &format!("user{n}"), "acme");
+        runs(&mut ws, &format!("user{n}"), "0003");
+    }
+    for n in 0..200 {
+        ws.request(&format!("user{}", n % 2), "trap", json!("0003"));
+        if site.rollout("acme", "echo").state == RolloutState::Failed {
+            break;
+        }
+    }
+    let status = site.wait_for_rollout("acme", "echo", RolloutState::Failed);
+    assert!(status.message.contains("rolled back by itself"), "{status:?}");
+    for n in 0..site.nodes.len() {
+        runs(&mut ws, &format!("user{n}"), "0002");
+    }
+    // Not beyond the version before, however many nodes saw it fail.
+    std::thread::sleep(Duration::from_millis(500));
+    let echo = site.runtime.block_on(site.catalog.plugin(&id("acme"), "echo")).unwrap().unwrap();
+    assert_eq!((echo.active, &*echo.previous), (Some(2), &[1][..]));
+    let last = site.runtime.block_on(site.catalog.audit(Some(&id("acme")), None, 1)).unwrap().swap_remove(0);
+    assert_eq!((&*last.by, &*last.what), ("breaker", "plugin.rollback"));
     site.stop();
 }
 

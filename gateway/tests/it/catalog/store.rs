@@ -71,6 +71,7 @@ macro_rules! on_both {
 
 on_both! {
     a_tenant_is_made_changed_and_deleted_and_every_node_is_told,
+    a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name,
     the_audit_log_says_who_changed_what_and_shows_no_secret,
     changes_at_the_same_moment_are_all_done,
     a_plugin_goes_together_with_its_tenants_others,
@@ -146,6 +147,24 @@ async fn a_tenant_is_made_changed_and_deleted_and_every_node_is_told(kept: Kept)
     assert_eq!(kept.two.plugins(&id("acme")).await.unwrap(), [], "plugins outlived their tenant");
     let mistakes = create(&kept.one, "bad", json!({ "relai": [], "limits": { "connections": 0 } })).await.unwrap_err();
     assert!(matches!(&mistakes, CatalogError::Invalid(all) if all.len() == 2), "{mistakes}");
+}
+
+async fn a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name(kept: Kept) {
+    let acme = id("acme");
+    let put = |n: usize| (StateKey::of("echo", &format!("k{n}")), Write::Put { value: "x".into(), ttl_ms: None });
+    let fill = async || {
+        let commit = Commit { writes: (0..1_200).map(put).collect(), ..Commit::new(CommitId::random()) };
+        kept.engine.commit(&acme, Arc::new(commit)).await.unwrap();
+    };
+    let stored = async || kept.engine.list_keys(&acme, "", None, 10).await.unwrap().keys.len();
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    fill().await;
+    kept.one.change_tenant(&operator(), &acme, "tenant.delete", |_| Ok(None)).await.unwrap();
+    assert_eq!(stored().await, 0);
+    // A call that was still running writes on.
+    fill().await;
+    create(&kept.two, "acme", json!({})).await.unwrap();
+    assert_eq!(stored().await, 0);
 }
 
 async fn the_audit_log_says_who_changed_what_and_shows_no_secret(kept: Kept) {

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde_json::Value;
 
-/// How long a node may take from start to its first connection.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a node may take from start to its first connection: components with an interpreter in them
+/// take seconds to compile, each, on a machine that has nothing else to do.
+const START_TIMEOUT: Duration = Duration::from_secs(150);
 /// How long a node may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -112,6 +113,13 @@ impl Node {
     /// Everything it has logged.
     pub(crate) fn log(&self) -> String {
         self.log.lock().clone()
+    }
+
+    /// SIGTERM, then a new process on the same data when the old one has ended.
+    pub(crate) fn stop_and_restart(mut self) -> Node {
+        self.signal("TERM");
+        self.wait();
+        Node::spawn(self.dir.clone(), self.redis_url.clone(), self.variables.clone())
     }
 
     /// SIGKILL, then a new process on the same data and, as nobody else took it, not the same port.

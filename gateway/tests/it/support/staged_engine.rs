@@ -196,7 +196,7 @@ impl Engine for StagedEngine {
     fn nodes(&self) -> Vec<NodeStat> {
         self.inner.nodes()
     }
-    async fn retire(&self, after_ms: Millis) -> Answer<()> {
+    async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Answer<()> {
         self.inner.retire(after_ms).await
     }
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Answer<()> {

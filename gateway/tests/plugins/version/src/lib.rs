@@ -33,7 +33,8 @@ pub struct Plugin;
 
 impl describe::Guest for Plugin {
     fn info() -> String {
-        json!({ "name": "test-version", "version": number::version(), "events": ["version", "count"] }).to_string()
+        json!({ "name": "test-version", "version": number::version(), "events": ["version", "count", "trap"] })
+            .to_string()
     }
 }
 
@@ -53,6 +54,9 @@ impl authorization::Guest for Plugin {
 
 impl events::Guest for Plugin {
     fn handle(event: Event) -> Result<(), Failure> {
+        if event.name == "trap" && number::version() == event.data.args.trim_matches(['[', ']', '"']) {
+            panic!("as ordered");
+        }
         if event.name == "count" {
             // So that tests see how often it was handled, beside how often it was answered.
             state::add(&format!("handled-{}", number::version()), 1)?;
