@@ -70,6 +70,7 @@ fn describe() {
     describe_gauge!("nodes", "Nodes that live, this one included");
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
+    describe_counter!("routes_total", "Events routed by a tenant's router, by source: component or memory");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
     describe_counter!(
         "plugin_code_total",

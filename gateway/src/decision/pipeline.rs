@@ -9,8 +9,11 @@ use super::plugin::{CallError, Plugin, Transaction};
 use crate::event::{Event, Refusal};
 use crate::tenant::{Pattern, Role};
 
-/// What a router answers to have an event published unchanged.
+/// What a router answers to have an event published unchanged to the rooms that it names.
 const RELAY: &str = "relay";
+
+/// What a router answers to have an event published unchanged to everyone in its namespace.
+const BROADCAST: &str = "broadcast";
 
 /// When it is worth trying again where a component cannot run, in milliseconds.
 const UNAVAILABLE_RETRY_MS: u64 = 5_000;
@@ -172,6 +175,9 @@ impl Pipeline {
     fn named(&self, router: &Plugin, names: &[String]) -> Result<Route, CallError> {
         if names.iter().any(|name| name == RELAY) {
             return Ok(Route::Relay);
+        }
+        if names.iter().any(|name| name == BROADCAST) {
+            return Ok(Route::Broadcast);
         }
         let mut handlers = Vec::with_capacity(names.len());
         for name in names {

@@ -30,6 +30,7 @@ mod instance;
 mod journal;
 mod load;
 mod metering;
+mod routes;
 mod share;
 mod transaction;
 mod usage;
@@ -95,8 +96,8 @@ pub struct HostSettings {
     pub compilations: usize,
     /// Where they are compiled. Default: in this process.
     pub compiler: Compiler,
-    /// How long a compiler process may take for a component, in milliseconds, by the clock and in computing. Default:
-    /// 60,000.
+    /// How long a compiler process may take for a component, in milliseconds by the clock; its two threads together may compute
+    /// twice as long. Default: 120,000.
     pub compile_ms_max: u64,
     /// The addresses that a compiler process may use, in bytes, its own program among them. Default: 2 GiB.
     pub compile_memory_bytes_max: usize,
@@ -113,7 +114,7 @@ impl Default for HostSettings {
             component_bytes_max: 64 << 20,
             compilations: 1,
             compiler: Compiler::InProcess,
-            compile_ms_max: 60_000,
+            compile_ms_max: 120_000,
             compile_memory_bytes_max: 2 << 30,
             code_cache: None,
         }
@@ -387,6 +388,7 @@ pub struct Plugin {
     admission: Arc<Admission>,
     share: Arc<Share>,
     breakers: Breakers,
+    routes: routes::Routes,
     /// `None`: each call has an instance of its own.
     warm: Option<Arc<WarmPool>>,
     metering: Metering,

@@ -8,7 +8,9 @@ use crate::support::node::{Node, Settings};
 use crate::support::redis_server::RedisServer;
 
 mod chat;
+mod events;
 mod hub;
+mod trading;
 
 /// The nodes that a story is played on: people of the first half are on `one`, the others on `two`.
 struct Stage<'a> {

@@ -68,6 +68,12 @@ impl Plugin {
         namespace: &Arc<str>,
         event: &Arc<str>,
     ) -> Result<Vec<String>, CallError> {
+        let by_name = self.description.routes_by_name;
+        if let Some(known) = self.routes.answer(namespace, event).filter(|_| by_name) {
+            metrics::counter!("routes_total", "source" => "memory").increment(1);
+            return known.map_err(CallError::Refused);
+        }
+        metrics::counter!("routes_total", "source" => "component").increment(1);
         let input = Input::Route { who: who.cloned(), namespace: namespace.clone(), event: event.clone() };
         let check = |answer, _: &CallLimits| match answer {
             Answer::Handlers(names) if names.len() <= ROUTE_HANDLERS_MAX => Ok(names),
@@ -76,7 +82,14 @@ impl Plugin {
             }
             _ => Err(OUT_OF_STEP.into()),
         };
-        self.call(tx, Hook::Route, namespace, input, check).await
+        let answer = self.call(tx, Hook::Route, namespace, input, check).await;
+        match &answer {
+            Ok(names) if by_name => self.routes.keep(namespace, event, Ok(names.clone())),
+            Err(CallError::Refused(refusal)) if by_name => self.routes.keep(namespace, event, Err(refusal.clone())),
+            // A failure is no answer: the next one asks again.
+            _ => {}
+        }
+        answer
     }
 
     /// Handles an event.

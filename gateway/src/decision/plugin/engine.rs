@@ -95,12 +95,9 @@ fn config(settings: &HostSettings, pagemap_scan: Enabled) -> Result<Config, Host
     Ok(config)
 }
 
-/// An engine that compiles for [`start`]'s, and reserves nothing. It uses one thread: how many components are compiled
-/// at the same time says how much of the machine they take.
+/// An engine that compiles for [`start`]'s, and reserves nothing.
 pub(super) fn compiler() -> Result<Engine, HostError> {
-    let mut config = compiling()?;
-    config.parallel_compilation(false);
-    Engine::new(&config).map_err(|error| HostError::Contract(format!("{error:#}")))
+    Engine::new(&compiling()?).map_err(|error| HostError::Contract(format!("{error:#}")))
 }
 
 /// Everything that compiled code depends on.

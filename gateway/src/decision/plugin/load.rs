@@ -14,6 +14,7 @@ use super::calls::OUT_OF_STEP;
 use super::contract::PACKAGE;
 use super::failure::{CallError, FailureKind, Hook};
 use super::metering::Metering;
+use super::routes::Routes;
 use super::transaction::Transaction;
 use super::warm::WarmPool;
 use super::{Description, Exports, Host, Plugin};
@@ -125,6 +126,9 @@ pub enum LoadError {
         /// How much it may take, in bytes.
         limit: usize,
     },
+    /// An instance of it does not fit into a place of the pool.
+    #[error("it needs more than an instance may have: {0}")]
+    Resources(String),
     /// It needs more than it may have.
     #[error("it starts with {needed} bytes of memory: call_limits.memory_bytes = {limit}")]
     Memory {
@@ -272,6 +276,7 @@ impl Host {
             settings: Arc::new(settings.settings.clone()),
             prepared,
             admission: share.admission(limits),
+            routes: Routes::default(),
             share,
             breakers: Breakers::new(),
             warm: match settings.instances {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Stage, across_two_nodes, event_with, on_one_node, times};
 use crate::support::clients::Clients;
-use crate::support::{tenant_file, token};
+use crate::support::{components, tenant_file, token};
 
 const HUB: &str = "hub";
 
@@ -15,8 +15,21 @@ fn hub() -> (String, String) {
         ("typing-status", "handler", "typing-status"),
     ];
     let more = "limits.messages_per_minute = 600\nlimits.recovery_window_ms = 1000\npresence_grace_ms = 0";
-    tenant_file(HUB, &plugins, more, "typing_timeout_ms = 700")
+    let (name, file) = tenant_file(HUB, &plugins, more, "typing_timeout_ms = 700");
+    let component = components().join("event-routing.wasm");
+    let router = format!("[[plugins]]\nname = \"event-routing\"\nrole = \"router\"\ncomponent = {component:?}\n");
+    (name, format!("{file}{router}{ROUTES}"))
 }
+
+const ROUTES: &str = r#"
+[plugins.settings]
+features = '{ "cursors": false }'
+routes = '''{
+    "task:*": "task-updates", "comment:add": "task-updates", "typing:*": "typing-status", "status:*": "typing-status",
+    "note:*": "relay", "cursor:*": { "to": "relay", "feature": "cursors" }, "test-event": "broadcast",
+    "admin:*": { "refuse": "forbidden" }
+}'''
+"#;
 
 fn member(name: &str) -> String {
     token(HUB, name, json!({ "projects": ["p1"], "teams": ["t1"], "channels": ["c1"] }))
@@ -131,6 +144,39 @@ fn status(stage: &Stage<'_>) {
     web.tell(json!({ "do": "kill", "name": "ana" }));
     let update = event_with(&mut mobile, "cleo", "presence:update", json!({ "userId": "ana", "status": "offline" }));
     assert!(update["at"].is_u64());
+}
+
+/// The tenant's router says who sees what; asked once for each name.
+fn routing(stage: &Stage<'_>) {
+    let People { mut web, mut mobile, .. } = people(stage);
+    web.tell(json!({ "do": "emit", "name": "ana", "event": "test-event", "args": ["all"] }));
+    assert_eq!(mobile.event("cleo", "test-event"), "all");
+    let note = json!({ "room": "project:p1", "text": "x" });
+    web.tell(json!({ "do": "emit", "name": "ana", "event": "note:add", "args": [note] }));
+    assert_eq!(mobile.event("cleo", "note:add")["text"], "x");
+    for _ in 0..2 {
+        for (event, code) in
+            [("cursor:move", "feature_disabled"), ("admin:wipe", "forbidden"), ("unheard-of", "unknown_event")]
+        {
+            assert_eq!(web.ask("ana", event, note.clone())["error"]["code"], code, "{event}");
+        }
+    }
+    for n in 0..20 {
+        web.ask("ana", "task:create", json!({ "projectId": "p1", "title": n }));
+    }
+    let asked = stage.one.metric("plugin_calls_total", "hook=\"routing.route\"");
+    let remembered = stage.one.metric("routes_total", "memory");
+    assert_eq!((asked, remembered), (6.0, 22.0), "each name is asked for once");
+}
+
+#[test]
+fn events_go_where_the_router_says() {
+    on_one_node(hub(), routing);
+}
+
+#[test]
+fn events_go_where_the_router_says_on_other_nodes() {
+    across_two_nodes(hub(), routing);
 }
 
 #[test]

@@ -114,7 +114,7 @@ impl Host {
         // has been found to be the same as this one, or before and kept in the cache, which gives out nothing that
         // it has not authenticated. No bytes of a tenant come here; those that look like code are refused.
         let component = unsafe { Component::deserialize(&self.engine, code) };
-        let component = component.map_err(|error| LoadError::Gateway(text(&error)))?;
+        let component = component.map_err(|error| LoadError::Resources(text(&error)))?;
         let needs = component.resources_required();
         let pages = needs.and_then(|needs| needs.max_initial_memory_size).unwrap_or(0);
         component.initialize_copy_on_write_image().map_err(|error| LoadError::Compile(text(&error)))?;

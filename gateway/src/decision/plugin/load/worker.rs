@@ -1,7 +1,7 @@
 //! Compiling in a process of its own, which may be slow, grow large or crash without harm.
 //!
 //! The gateway starts its own program with `compile-component`, hands over the component's length and bytes and
-//! reads the answer: one byte that says what it is, then the code or the text of an error. The worker has no
+//! reads the answer: one byte that says what it is, then the code or the text of an error. The worker inherits no
 //! environment, binds itself by the system's limits before it reads, and ends when the gateway does:
 //! then its standard input does.
 
@@ -29,6 +29,9 @@ const SUBCOMMAND: &str = "compile-component";
 /// How much the worker gives way to everything else on the machine.
 const NICENESS: i32 = 10;
 
+/// Threads of one worker: a component of a whole language runtime takes half a minute of computing.
+const COMPILER_THREADS: usize = 2;
+
 /// Files that the worker may have open.
 const OPEN_FILES: u64 = 16;
 
@@ -46,8 +49,9 @@ const OTHER_ENGINE: u8 = b'v';
 
 /// Signals that say what happened: out of memory (Rust aborts), out of computing time.
 const SIGABRT: i32 = 6;
-const SIGKILL: i32 = 9;
 const SIGXCPU: i32 = 24;
+/// Signals that somebody else sends: hang-up, interrupt, kill, terminate.
+const SENT: [i32; 4] = [1, 2, 9, 15];
 
 /// What the gateway tells the worker.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -91,6 +95,7 @@ pub(super) async fn compile(
         .arg(SUBCOMMAND)
         .args([format!("--engine={engine}"), format!("--memory-bytes={memory_bytes}"), format!("--time-ms={time_ms}")])
         .env_clear()
+        .env("RAYON_NUM_THREADS", COMPILER_THREADS.to_string())
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -160,7 +165,9 @@ fn verdict(
         }
         (_, Some(SIGXCPU)) => Err(LoadError::CompileTime { limit_ms: settings.compile_ms_max }),
         (_, Some(SIGABRT)) => Err(LoadError::CompileMemory { limit }),
-        (_, Some(SIGKILL)) => Err(LoadError::Gateway("its compiler process was killed".into())),
+        (_, Some(signal)) if SENT.contains(&signal) => {
+            Err(LoadError::Gateway("its compiler process was killed".into()))
+        }
         (_, Some(signal)) => Err(LoadError::Compile(format!("the compiler crashed at it (signal {signal})"))),
         (Some(PANICKED), _) if said.contains("annot allocate memory") => Err(LoadError::CompileMemory { limit }),
         (Some(PANICKED), _) => Err(LoadError::Compile(format!("the compiler failed at it: {said}"))),
@@ -210,7 +217,7 @@ fn answer(orders: Orders, component: &[u8]) -> (u8, Vec<u8>) {
 
 /// No more memory and time than ordered, no file written, no core dumped.
 fn bind(orders: Orders) -> std::io::Result<()> {
-    let seconds = orders.time_ms.div_ceil(1_000).max(1);
+    let seconds = orders.time_ms.saturating_mul(COMPILER_THREADS as u64).div_ceil(1_000).max(1);
     for (resource, limit) in [
         (Resource::As, orders.memory_bytes),
         (Resource::Cpu, seconds),
