@@ -360,6 +360,10 @@ impl Decisions {
                 }
             };
             self.publish_ephemeral(parts.ephemeral).await;
+            let reply = match once {
+                Some(once) => once.answered(self, reply).await,
+                None => reply,
+            };
             return Ok(Decided { position, reply, memberships, joined: additions.joined, refused: additions.refused });
         }
         let text = format!(

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::plugin::Transaction;
-use super::{Undecided, engine_unavailable};
+use super::{Decisions, Undecided, engine_unavailable};
 use crate::client::TokenMark;
 use crate::commit::{CommitId, StateKey, Write};
 use crate::engine::COMMIT_ID_KEPT_MS;
@@ -56,6 +56,15 @@ impl Once {
                 Err(Undecided::Refused(Refusal::new("idempotency_key_reused", text)))
             }
         }
+    }
+
+    /// What it was answered, once it is committed: the same request may have been sent twice at the same time, and
+    /// only one of them was applied. `own`: what this one would answer.
+    pub(super) async fn answered(&self, decisions: &Decisions, own: Option<Payload>) -> Option<Payload> {
+        let read = decisions.engine.read(&decisions.tenant, std::slice::from_ref(&self.key)).await;
+        let record = read.ok().and_then(|found| found.into_iter().flatten().next());
+        let done: Option<Done> = record.and_then(|record| serde_json::from_slice(&record.value).ok());
+        done.filter(|done| done.request == self.request).map_or(own, |done| done.reply)
     }
 
     /// The record that goes with its commit.

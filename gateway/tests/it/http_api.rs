@@ -243,6 +243,17 @@ fn a_request_under_a_name_is_done_once_on_whatever_node_it_is_sent_again() {
     assert_eq!(answers.len(), 1, "{answers:?}");
     ws.message("asha", json!({ "event": "parcel" }));
     ws.absent(json!({ "what": "message", "name": "asha", "json": { "event": "parcel" } }));
+    // Handlers whose answers are made up anew each time: one of them counts, for everybody who asked.
+    let answers: BTreeSet<String> = std::thread::scope(|scope| {
+        let sent: Vec<_> = (0..8)
+            .map(|n| {
+                let (node, event, raise) = (&nodes[n % 2], &event, &raise);
+                scope.spawn(move || raise(node, "v-3", event))
+            })
+            .collect();
+        sent.into_iter().map(|sent| format!("{:?}", sent.join().unwrap())).collect()
+    });
+    assert_eq!(answers.len(), 1, "{answers:?}");
     // What was refused left nothing behind.
     let unknown = json!({ "event": "unheard_of" });
     for _ in 0..2 {
@@ -370,6 +381,32 @@ fn tokens_are_revoked_and_taken_back_over_the_api() {
     assert_eq!((rest["revocations"].as_array().unwrap().len(), &rest["next"]), (1, &Value::Null));
     good(&node, "DELETE", "/revocations?token_id=b-1", &Value::Null);
     ws.join_ws(&node, "back", "one", &bob);
+}
+
+#[test]
+fn operators_and_tenant_admins_revoke_tokens_over_the_admin_api() {
+    const OPERATOR: &str = "operator-0123456789abcdef0123456789abcdef";
+    let config = format!("admin_token = \"{OPERATOR}\"\n");
+    let node = Node::with(Settings { tenants: vec![one()], config, redis_url: None });
+    let mut ws = Clients::ws();
+    let bob = token("one", "bob", json!({}));
+    ws.join_ws(&node, "bob", "one", &bob);
+    let bearer = format!("Bearer {OPERATOR}");
+    let admin = |method: &str, path: &str, body: &Value| {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let path = format!("/admin/v1/tenants/{path}");
+        node.http(method, &path, &[("authorization", &bearer)], &body)
+    };
+    let revocation = json!({ "subject": "bob", "until_ms": now_ms() + 60_000 });
+    assert_eq!(admin("POST", "one/revocations", &revocation).0, 200);
+    assert_eq!(ws.closed("bob"), (4500, "unauthorized".into()));
+    assert!(admin("GET", "one/revocations", &Value::Null).1.contains("bob"));
+    assert_eq!(admin("POST", "one/revocations", &json!({ "subject": "bob", "until_ms": 1 })).0, 422);
+    assert_eq!(admin("POST", "nobody/revocations", &revocation).0, 404);
+    assert_eq!(admin("DELETE", "one/revocations?subject=bob", &Value::Null).0, 204);
+    ws.join_ws(&node, "back", "one", &bob);
+    let path = "/admin/v1/tenants/one/revocations";
+    assert_eq!(node.http("POST", path, &[], &revocation.to_string()).0, 401);
 }
 
 #[test]
