@@ -314,6 +314,15 @@ impl Revoked {
 }
 
 impl Effect {
+    /// About what it holds in memory.
+    pub fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 512;
+        match self {
+            Effect::Publish(publication) => OVERHEAD + publication.data.bytes(),
+            _ => OVERHEAD,
+        }
+    }
+
     /// Does it change who is in which rooms?
     pub fn moves(&self) -> bool {
         match self {
@@ -398,11 +407,7 @@ impl Commit {
     /// About what it holds in memory.
     pub fn bytes(&self) -> usize {
         const OVERHEAD: usize = 512;
-        let carried = |effect: &Effect| match effect {
-            Effect::Publish(publication) => OVERHEAD + publication.data.bytes(),
-            _ => OVERHEAD,
-        };
-        OVERHEAD + self.effects.iter().map(carried).sum::<usize>()
+        OVERHEAD + self.effects.iter().map(Effect::bytes).sum::<usize>()
     }
 
     /// Must it be on disk before anybody hears of it?

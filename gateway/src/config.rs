@@ -17,6 +17,7 @@ use crate::engine::mistake_in_redis_url;
 use crate::telemetry::labels::TENANTS_MAX_DEFAULT;
 use crate::tenant::{Secret, Tenant, TenantId};
 
+mod api_keys;
 mod auth;
 mod document;
 mod limits;

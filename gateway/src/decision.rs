@@ -7,6 +7,7 @@ pub mod authorization;
 pub mod backlog;
 pub mod conflict;
 pub mod farewell;
+pub mod once;
 pub mod pipeline;
 pub mod plugin;
 mod relay;
@@ -34,6 +35,7 @@ use crate::tenant::{CallLimits, TenantId};
 use crate::usage::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
+use once::Once;
 use pipeline::{Pipeline, Route};
 use plugin::{CallError, Invocation, Transaction};
 
@@ -173,6 +175,8 @@ pub enum Input<'a> {
         /// May the sender publish straight to this room?
         may_publish: &'a (dyn Fn(&Room) -> bool + Send + Sync),
     },
+    /// The tenant's own back end has something done, without a plugin.
+    Effects(&'a [Effect]),
     /// A timer's time has come.
     Timer(&'a DueTimer),
     /// A connection is open.
@@ -202,7 +206,7 @@ impl Input<'_> {
             Input::Event { event, .. } | Input::Request(event) => {
                 event.sender.as_ref().map(|sender| &*sender.identity.subject)
             }
-            Input::Timer(_) => None,
+            Input::Timer(_) | Input::Effects(_) => None,
         }
     }
 
@@ -213,6 +217,7 @@ impl Input<'_> {
             + match self {
                 Input::Event { event, .. } | Input::Request(event) => event.data.bytes(),
                 Input::Join { wanted, .. } => wanted.iter().flat_map(|(_, data)| data).map(Payload::bytes).sum(),
+                Input::Effects(effects) => effects.iter().map(Effect::bytes).sum(),
                 Input::Connect { .. } | Input::Timer(_) | Input::Connected { .. } => 0,
             }
     }
@@ -275,10 +280,20 @@ impl Decisions {
     /// while what it read has changed meanwhile. Losers of a conflict queue per key. While the engine is away it
     /// waits, a bounded time.
     pub async fn run(&self, pipeline: &Pipeline, input: Input<'_>) -> Result<Decided, Undecided> {
+        self.run_once(pipeline, input, None).await
+    }
+
+    /// As [`run`](Decisions::run); what was done under the same name a moment ago is not done again, but answered again.
+    pub async fn run_once(
+        &self,
+        pipeline: &Pipeline,
+        input: Input<'_>,
+        once: Option<&Once>,
+    ) -> Result<Decided, Undecided> {
         if matches!(input, Input::Event { .. }) {
             self.traffic.events.fetch_add(1, Ordering::Relaxed);
         }
-        let id = CommitId::random();
+        let id = once.map_or_else(CommitId::random, |once| once.id.clone());
         let now = now_ms();
         let limits = self.limits.load_full();
         let pipeline = &*pipeline.of_user(input.subject());
@@ -291,7 +306,15 @@ impl Decisions {
             let invocation = Invocation { id: id.clone(), attempt, now };
             let mut transaction =
                 Transaction::new(self.engine.clone(), self.tenant.clone(), limits.clone(), invocation);
-            let steps = self.steps(pipeline, &mut transaction, &input).await;
+            let done = match once {
+                Some(once) => once.done(&mut transaction).await,
+                None => Ok(None),
+            };
+            let steps = match done {
+                Ok(None) => self.steps(pipeline, &mut transaction, &input).await,
+                Ok(Some(done)) => return self.answer_again(id, done, &mut outage).await,
+                Err(undecided) => Err(undecided),
+            };
             let mut parts = transaction.into_parts();
             let additions = match steps {
                 Ok(additions) => additions,
@@ -324,6 +347,8 @@ impl Decisions {
             parts.commit.fired = additions.fired;
             parts.commit.timers.extend(additions.timers);
             self.may_publish(&parts.commit.effects, parts.ephemeral.len())?;
+            let reply = parts.reply.or(additions.reply);
+            parts.commit.writes.extend(once.map(|once| once.record(reply.clone())));
             let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
             let position = match self.commit(parts.commit, &mut outage).await? {
                 None => None,
@@ -335,19 +360,28 @@ impl Decisions {
                 }
             };
             self.publish_ephemeral(parts.ephemeral).await;
-            return Ok(Decided {
-                position,
-                reply: parts.reply.or(additions.reply),
-                memberships,
-                joined: additions.joined,
-                refused: additions.refused,
-            });
+            let reply = match once {
+                Some(once) => once.answered(self, reply).await,
+                None => reply,
+            };
+            return Ok(Decided { position, reply, memberships, joined: additions.joined, refused: additions.refused });
         }
         let text = format!(
             "other commits changed what this one had read, {} times in a row (setting call_limits.attempts)",
             limits.attempts
         );
         Err(Undecided::Later(Refusal { retry_after_ms: Some(100), ..Refusal::new("conflict", text) }))
+    }
+
+    /// Answers what was answered when it was done.
+    async fn answer_again(&self, id: CommitId, done: once::Done, outage: &mut Outage) -> Result<Decided, Undecided> {
+        // The engine knows where the commit of this id is.
+        let position = match self.send(Arc::new(Commit::new(id)), outage, true).await? {
+            Outcome::Committed(position) => Some(position),
+            _ => None,
+        };
+        let (joined, refused) = (Vec::new(), Vec::new());
+        Ok(Decided { position, reply: done.reply, memberships: false, joined, refused })
     }
 
     /// One attempt, up to its commit.
@@ -405,6 +439,7 @@ impl Decisions {
                     Ok(Additions::default())
                 }
             },
+            Input::Effects(effects) => Ok(Additions { effects: effects.to_vec(), ..Additions::default() }),
             Input::Request(event) => {
                 take_part(pipeline, transaction, event).await?;
                 Ok(Additions::default())

@@ -298,6 +298,9 @@ pub trait Engine: Send + Sync + 'static {
     /// How many connections are in a room.
     async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError>;
 
+    /// A connection of whatever node, as the registry has it. Its session's name may be left out.
+    async fn connection(&self, tenant: &TenantId, id: &ConnectionId) -> Result<Option<Registration>, EngineError>;
+
     /// What the registry says of this node's connections of a tenant.
     async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError>;
 

@@ -24,7 +24,7 @@ use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
 use crate::key_sets::{KeySets, same_keys};
-use crate::limits::UserRates;
+use crate::limits::{KeyRates, UserRates};
 use crate::session::NAMESPACES_MAX;
 use crate::tail::Tail;
 use crate::tenant::{KeySetSource, Tenant, TenantId, VerifyingKey};
@@ -75,6 +75,8 @@ pub struct LiveTenant {
     pub decisions: Decisions,
     /// What its users may say by event name.
     pub user_rates: UserRates,
+    /// What its back ends may ask of its HTTP API.
+    pub api_rates: KeyRates,
     /// Its open WebSockets on this node.
     pub connections: Slots,
     /// Its timers that fire at the moment.
@@ -169,6 +171,7 @@ impl LiveTenant {
             key_sets: KeySets::default(),
             pipeline: ArcSwap::from_pointee(pipeline),
             user_rates: UserRates::default(),
+            api_rates: KeyRates::default(),
             snapshots: Snapshots::default(),
             users: Arc::default(),
             rooms: OnceCell::new(),

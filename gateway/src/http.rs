@@ -1,7 +1,7 @@
 //! The HTTP side: upgrades, health, metrics, events from back ends, the admin API, the demo page.
 
 mod admin;
-mod events;
+mod api;
 mod health;
 mod pages;
 
@@ -39,7 +39,7 @@ pub struct Http {
 enum Target {
     Json,
     SocketIo,
-    Events,
+    Api(String),
     Health,
     Live,
     Ready,
@@ -59,7 +59,6 @@ fn target(path: &str) -> (Option<&str>, Target) {
     let target = match rest {
         "ws" | "ws/" => Target::Json,
         "socket.io" | "socket.io/" => Target::SocketIo,
-        "api/v1/events" => Target::Events,
         "health" => Target::Health,
         "api/v1/health/live" => Target::Live,
         "api/v1/health/ready" => Target::Ready,
@@ -68,6 +67,7 @@ fn target(path: &str) -> (Option<&str>, Target) {
         "demo" | "demo/" => Target::Demo(String::new()),
         // The admin API is of all tenants, so it is under none.
         _ if tenant.is_none() && (rest == "admin" || rest.starts_with("admin/")) => Target::Admin,
+        _ if rest.starts_with("api/v1/") => Target::Api(rest["api/v1".len()..].to_owned()),
         _ => match rest.strip_prefix("demo/") {
             Some(file) => Target::Demo(file.to_owned()),
             None => Target::Unknown,
@@ -141,8 +141,11 @@ fn preflight(allowed: bool) -> Answer {
     let mut answer = answer(if allowed { StatusCode::NO_CONTENT } else { StatusCode::FORBIDDEN }, "text/plain", "");
     if allowed {
         let headers = answer.headers_mut();
-        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
-        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE, OPTIONS"));
+        headers.insert(
+            ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("authorization, content-type, idempotency-key"),
+        );
     }
     answer
 }
@@ -171,10 +174,7 @@ impl Http {
                 Ok(()) => self.upgrade(Protocol::SocketIo, tenant, request, peer),
                 Err(error) => engine_error(error),
             },
-            (&Method::POST, Target::Events) => match tenant {
-                Some(tenant) => events::raise(&tenant, request).await,
-                None => refusal(StatusCode::NOT_FOUND, "unknown_tenant", "raise events at /t/{tenant}/api/v1/events"),
-            },
+            (_, Target::Api(path)) => api::answer(&self.gateway, tenant, &path, request).await,
             (&Method::GET, Target::Health) => health::health(&self.gateway),
             (&Method::GET, Target::Live) => json_answer(StatusCode::OK, &json!({ "status": "live" })),
             (&Method::GET, Target::Ready) => health::ready(&self.gateway).await,

@@ -14,6 +14,9 @@ use crate::tenant::PerMinute;
 /// does not help, all.
 const USER_BUCKETS_MAX: usize = 100_000;
 
+/// Buckets of API keys beyond which those of keys that were quiet for a minute are dropped: more than a tenant has keys.
+const KEY_BUCKETS_MAX: usize = 128;
+
 /// A bucket that holds one minute's worth and is refilled evenly.
 #[derive(Debug, Clone)]
 pub struct Bucket {
@@ -129,6 +132,29 @@ impl UserRates {
         bucket.take(now).map_err(|wait| {
             let setting = format!("limits.user_events_per_minute.{event}");
             rate_limited(&format!("events {event:?} of one user"), &setting, rate.get(), wait)
+        })
+    }
+}
+
+/// Requests by API key, over all connections of this node.
+#[derive(Debug, Default)]
+pub struct KeyRates {
+    buckets: Mutex<HashMap<Arc<str>, Bucket>>,
+}
+
+impl KeyRates {
+    /// Takes a token of a key.
+    pub fn take(&self, key: &Arc<str>, rate: PerMinute) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let mut buckets = self.buckets.lock();
+        if buckets.len() >= KEY_BUCKETS_MAX {
+            buckets.retain(|_, bucket| !bucket.is_full(now));
+        }
+        let bucket = buckets.entry(key.clone()).or_insert_with(|| Bucket::new(rate, now));
+        bucket.set_rate(rate, now);
+        let per_minute = bucket.per_minute();
+        bucket.take(now).map_err(|wait| {
+            rate_limited(&format!("requests with the key {key:?}"), "limits.api_requests_per_minute", per_minute, wait)
         })
     }
 }

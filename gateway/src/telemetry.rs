@@ -66,6 +66,7 @@ fn describe() {
         "Key sets that were looked for, by tenant and result: fetched, failed, limited"
     );
     describe_counter!("revoked_connections_total", "Connections that were ended because their tokens were revoked");
+    describe_counter!("api_requests_total", "Requests to the HTTP API of tenants' back ends, by route and status");
     describe_gauge!("nodes", "Nodes that live, this one included");
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");

@@ -108,13 +108,63 @@ pub struct Tenant {
     pub presence_events: Arc<[String]>,
     /// How long a connection that ended without a goodbye keeps its place in its rooms.
     pub presence_grace: Duration,
-    /// The bearer token with which the tenant's own back end raises events over HTTP;
-    /// `None`: nobody can.
+    /// The bearer token with which the tenant's own back end may do everything over HTTP that an API key can be good
+    /// for; `None`: only [`api_keys`](Tenant::api_keys) are good.
     pub backend_token: Option<Secret>,
+    /// The keys of the tenant's own back ends, for its HTTP API.
+    pub api_keys: Vec<ApiKey>,
     /// Who may have signed the components that are uploaded for it.
     pub signature_keys: Vec<SignatureKey>,
     /// Are only signed components taken? Those that a tenant file names are the operator's own, and need none.
     pub require_signature: bool,
+}
+
+/// The name under which the `backend_token` counts as an API key; no other can have it.
+pub const BACKEND_TOKEN_ID: &str = "backend_token";
+
+/// A key of the tenant's HTTP API.
+#[derive(Clone)]
+pub struct ApiKey {
+    /// Its name: `[a-z0-9-]`, 1 to 64 of them.
+    pub id: Arc<str>,
+    /// The SHA-256 of what is sent as the bearer token.
+    pub digest: [u8; 32],
+    /// What it is good for.
+    pub may: Vec<ApiRight>,
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKey").field("id", &self.id).field("may", &self.may).finish_non_exhaustive()
+    }
+}
+
+/// What an API key may be good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ApiRight {
+    /// Raising events, as a client would: the handlers run.
+    Events,
+    /// Publishing to rooms, users, connections and everyone, without a handler.
+    Publish,
+    /// Ending connections, changing the rooms that they are in, revoking tokens.
+    Connections,
+    /// Looking at connections, rooms, history and revoked tokens.
+    Read,
+}
+
+impl ApiRight {
+    /// All of them.
+    pub const ALL: [ApiRight; 4] = [ApiRight::Events, ApiRight::Publish, ApiRight::Connections, ApiRight::Read];
+
+    /// As settings and documents write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            ApiRight::Events => "events",
+            ApiRight::Publish => "publish",
+            ApiRight::Connections => "connections",
+            ApiRight::Read => "read",
+        }
+    }
 }
 
 /// The longest id of a signature key, in bytes.
@@ -339,6 +389,8 @@ pub struct Limits {
     pub messages_per_minute: PerMinute,
     /// Events by name, of one user over all connections.
     pub user_events_per_minute: BTreeMap<String, NonZeroU32>,
+    /// Requests to the tenant's HTTP API with one key.
+    pub api_requests_per_minute: PerMinute,
     /// Open connections of one user.
     pub connections_per_user: u32,
     /// Open connections of the tenant on one node.
@@ -361,6 +413,7 @@ impl Default for Limits {
         Limits {
             messages_per_minute: NonZeroU32::new(100),
             user_events_per_minute: BTreeMap::from([("send_message".into(), NonZeroU32::MIN.saturating_add(59))]),
+            api_requests_per_minute: NonZeroU32::new(6_000),
             connections_per_user: 5,
             connections: 10_000,
             message_bytes: 1 << 20,

@@ -100,6 +100,10 @@ fn read(id: &TenantId, settings: &Value, demo: bool, report: &mut Report) -> Opt
     }
     let auth = settings.get("auth");
     let keys = auth.and_then(|auth| auth.get("keys")).and_then(Value::as_array);
+    let api_keys = settings.get("api_keys").and_then(Value::as_array);
+    for (index, key) in api_keys.into_iter().flatten().enumerate() {
+        elsewhere(&format!("api_keys[{index}]."), key.as_object().into_iter().flat_map(|key| key.keys()), report);
+    }
     elsewhere("", settings.keys(), report);
     elsewhere("auth.", auth.and_then(Value::as_object).into_iter().flat_map(|auth| auth.keys()), report);
     for (index, key) in keys.into_iter().flatten().enumerate() {
@@ -252,12 +256,15 @@ mod tests {
     #[test]
     fn secrets_are_not_shown() {
         let settings = json!({
-            "backend_token": "b", "auth": {"keys": [{"id": "k", "secret": "s"}, {"pem": "p"}, {"jwk": "{}"}]},
+            "backend_token": "b", "api_keys": [{"id": "a", "secret": "s"}], "auth": {"keys": [{"id": "k", "secret": "s"}, {"pem": "p"}, {"jwk": "{}"}]},
             "limits": {"user_events_per_minute": {"secret": {"a": 1}}},
         });
         let shown = without_secrets(&settings);
         assert_eq!(shown["auth"]["keys"][0], json!({"id": "k", "secret": "(secret)"}));
         assert_eq!(shown["auth"]["keys"][1]["pem"], "(secret)");
-        assert_eq!(shown["backend_token"], "(secret)");
+        assert_eq!(
+            (&shown["backend_token"], &shown["api_keys"][0]["secret"]),
+            (&json!("(secret)"), &json!("(secret)"))
+        );
     }
 }

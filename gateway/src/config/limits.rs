@@ -17,6 +17,9 @@ pub(super) fn limits(section: Option<Section<'_>>, report: &mut Report) -> Limit
     if let Some(rates) = given.section("user_events_per_minute", report) {
         user_rates(&rates, &mut limits, report);
     }
+    if let Some(rate) = given.get("api_requests_per_minute").and_then(|rate| rate.rate(report)) {
+        limits.api_requests_per_minute = rate;
+    }
     given.integer("connections_per_user", 1..=10_000_000, &mut limits.connections_per_user, report);
     given.integer("connections", 1..=10_000_000, &mut limits.connections, report);
     given.integer("message_bytes", KIB..=64 * MIB, &mut limits.message_bytes, report);

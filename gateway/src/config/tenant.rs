@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::api_keys::api_keys;
 use super::auth::{auth, secret_of_environment, strength};
 use super::limits::{call_limits, limits};
 use super::signature::{require_signature, signature_keys};
@@ -100,6 +101,7 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
     let presence_grace =
         given.get("presence_grace_ms").and_then(|grace| grace.millis(0..=PRESENCE_GRACE_MS_MAX, report));
     let presence_grace = presence_grace.unwrap_or(PRESENCE_GRACE);
+    let api_keys = api_keys(given.sections("api_keys", report), context, report);
     let backend_token = backend_token(&mut given, context, report);
     let disabled = given.get("disabled").and_then(|given| given.boolean(report)).unwrap_or(false);
     let signature_keys = signature_keys(given.sections("signature_keys", report), report);
@@ -125,6 +127,7 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
         presence_events,
         presence_grace,
         backend_token,
+        api_keys,
         signature_keys,
         require_signature,
     })

@@ -28,6 +28,7 @@ const PAGE: usize = 200;
 
 /// What is revoked, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct Revocation {
     /// What.
     #[serde(flatten)]
@@ -36,8 +37,34 @@ pub struct Revocation {
     pub until_ms: Millis,
 }
 
+/// A revocation as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    subject: Option<String>,
+    issued_before_s: Option<u64>,
+    token_id: Option<String>,
+    until_ms: Millis,
+}
+
+impl TryFrom<Written> for Revocation {
+    type Error = &'static str;
+    fn try_from(written: Written) -> Result<Revocation, &'static str> {
+        let what = match written {
+            Written { subject: Some(subject), issued_before_s, token_id: None, .. } => {
+                RevokedTokens::Subject { subject, issued_before_s }
+            }
+            Written { subject: None, issued_before_s: None, token_id: Some(token_id), .. } => {
+                RevokedTokens::Token { token_id }
+            }
+            _ => return Err("give either subject, perhaps with issued_before_s, or token_id"),
+        };
+        Ok(Revocation { what, until_ms: written.until_ms })
+    }
+}
+
 /// Which tokens are revoked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum RevokedTokens {
     /// Those of a subject.
@@ -46,7 +73,7 @@ pub enum RevokedTokens {
         subject: String,
         /// Only those issued (`iat`) before this second since the Unix epoch, or that do not say when: who signs in
         /// anew gets in. `None`: all, for as long as the revocation lasts.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         issued_before_s: Option<u64>,
     },
     /// One.
@@ -225,6 +252,27 @@ mod tests {
         assert!(revoked(r#"{"iat":99}"#, older) && revoked("{}", older) && revoked(r#"{"iat":99.5}"#, older));
         assert!(!revoked(r#"{"iat":100}"#, older));
         assert!(revoked("{}", "damaged"), "what cannot be read lets nobody in");
+    }
+
+    #[test]
+    fn a_revocation_is_written_as_it_is_read_and_says_one_thing_only() {
+        for text in [
+            r#"{"subject":"a","until_ms":9}"#,
+            r#"{"subject":"a","issued_before_s":5,"until_ms":9}"#,
+            r#"{"token_id":"t","until_ms":9}"#,
+        ] {
+            let read: Revocation = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), text);
+        }
+        for wrong in [
+            r#"{"until_ms":9}"#,
+            r#"{"subject":"a","token_id":"t","until_ms":9}"#,
+            r#"{"token_id":"t","issued_before_s":5,"until_ms":9}"#,
+            r#"{"subject":"a"}"#,
+            r#"{"subject":"a","until_ms":9,"forever":true}"#,
+        ] {
+            assert!(serde_json::from_str::<Revocation>(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -368,6 +368,10 @@ impl Engine for EmbeddedEngine {
         Ok(self.shared.streams.of(tenant).count(room))
     }
 
+    async fn connection(&self, tenant: &TenantId, id: &ConnectionId) -> Result<Option<Registration>, EngineError> {
+        Ok(self.shared.streams.of(tenant).connection(id))
+    }
+
     async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError> {
         Ok(self.shared.streams.of(tenant).connections())
     }

@@ -404,7 +404,7 @@ impl Engine for RedisEngine {
     async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Result<Vec<Member>, EngineError> {
         let keys = TenantKeys::of(tenant);
         if let Some(id) = room.as_connection() {
-            let member = self.connection(tenant, room, id).await?;
+            let member = self.own_room(tenant, room, id).await?;
             return Ok(member.into_iter().take(limit).collect());
         }
         if limit == 0 {
@@ -419,9 +419,26 @@ impl Engine for RedisEngine {
     async fn count(&self, tenant: &TenantId, room: &Room) -> Result<usize, EngineError> {
         let keys = TenantKeys::of(tenant);
         if let Some(id) = room.as_connection() {
-            return Ok(self.connection(tenant, room, id).await?.into_iter().count());
+            return Ok(self.own_room(tenant, room, id).await?.into_iter().count());
         }
         self.ask(tenant, ::redis::cmd("ZCARD").arg(keys.room(room))).await
+    }
+
+    async fn connection(&self, tenant: &TenantId, id: &ConnectionId) -> Result<Option<Registration>, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        let who: Option<String> =
+            self.ask(tenant, ::redis::cmd("HGET").arg(keys.connections()).arg(id.as_str())).await?;
+        let Some([namespace, subject, session]) = who.as_deref().and_then(registry::read_connection) else {
+            return Ok(None);
+        };
+        let rooms: Vec<String> = self.ask(tenant, ::redis::cmd("SMEMBERS").arg(keys.rooms_of(id.as_str()))).await?;
+        Ok(Some(Registration {
+            connection: id.clone(),
+            subject: subject.into(),
+            namespace: namespace.into(),
+            session: session.into(),
+            rooms: rooms.iter().filter_map(|room| Room::parse(room).ok()).collect(),
+        }))
     }
 
     async fn registered(&self, tenant: &TenantId) -> Result<Vec<ConnectionId>, EngineError> {
@@ -503,7 +520,7 @@ impl Engine for RedisEngine {
 
 impl RedisEngine {
     /// The one member of a connection's own room.
-    async fn connection(&self, tenant: &TenantId, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
+    async fn own_room(&self, tenant: &TenantId, room: &Room, id: &str) -> Result<Option<Member>, EngineError> {
         let keys = TenantKeys::of(tenant);
         let who: Option<String> = self.ask(tenant, ::redis::cmd("HGET").arg(keys.connections()).arg(id)).await?;
         let Some([namespace, subject, _]) = who.as_deref().and_then(registry::read_connection) else { return Ok(None) };

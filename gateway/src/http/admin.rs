@@ -9,6 +9,7 @@ mod keys;
 mod logs;
 mod plugins;
 mod query;
+mod revocations;
 mod route;
 mod tenants;
 mod token;
@@ -131,6 +132,9 @@ async fn call(call: Call, asked: Asked) -> Done {
         Call::Key => keys::show(asked).await,
         Call::PutKey => keys::put(asked).await,
         Call::DeleteKey => keys::delete(asked).await,
+        Call::Revocations => revocations::list(asked).await,
+        Call::Revoke => revocations::revoke(asked).await,
+        Call::TakeBack => revocations::take_back(asked).await,
         Call::Plugins => plugins::list(asked).await,
         Call::Plugin => plugins::show(asked).await,
         Call::PutPlugin => plugins::put(asked).await,

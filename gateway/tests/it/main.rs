@@ -32,6 +32,7 @@ mod harm;
 mod hostile;
 mod hostile_uploads;
 mod http;
+mod http_api;
 mod languages;
 mod limits;
 mod outage;

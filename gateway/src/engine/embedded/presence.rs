@@ -56,6 +56,19 @@ impl Presence {
         self.connections.contains_key(id)
     }
 
+    /// A connection with its rooms, without its session.
+    pub(super) fn connection(&self, id: &ConnectionId) -> Option<Registration> {
+        let Connection { subject, rooms } = self.connections.get(id)?;
+        let own = rooms.iter().find(|room| room.as_connection() == Some(id.as_str()))?;
+        Some(Registration {
+            connection: id.clone(),
+            subject: subject.clone(),
+            namespace: own.namespace().into(),
+            session: "".into(),
+            rooms: rooms.iter().filter(|room| *room != own).cloned().collect(),
+        })
+    }
+
     /// All connections.
     pub(super) fn connections(&self) -> Vec<ConnectionId> {
         self.connections.keys().cloned().collect()

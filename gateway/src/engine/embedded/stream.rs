@@ -177,6 +177,10 @@ impl Stream {
         self.inner.lock().presence.count(room)
     }
 
+    pub(super) fn connection(&self, id: &ConnectionId) -> Option<Registration> {
+        self.inner.lock().presence.connection(id)
+    }
+
     pub(super) fn connections(&self) -> Vec<ConnectionId> {
         self.inner.lock().presence.connections()
     }

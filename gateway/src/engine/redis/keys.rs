@@ -190,6 +190,10 @@ impl TenantKeys {
         self.with("s:", session)
     }
 
+    pub(super) fn rooms_of(&self, connection: &str) -> String {
+        self.with("n:", connection)
+    }
+
     pub(super) fn connections(&self) -> String {
         self.with("c", "")
     }

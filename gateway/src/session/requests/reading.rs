@@ -3,25 +3,16 @@
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Answer, Session, argument, invalid, unavailable};
-use crate::commit::{Effect, Entry, Grant, Position, Publication};
+use crate::commit::{Grant, Position};
 use crate::decision::{Input, Undecided};
 use crate::engine::{EngineError, Health};
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
+use crate::reading::{HISTORY_LIMIT_MAX, Page, who_is_in};
 use crate::room::Room;
-
-/// Events that one page of history holds at most.
-const HISTORY_LIMIT_MAX: usize = 200;
-/// Events of a page when the client does not say how many.
-const HISTORY_LIMIT_DEFAULT: usize = 50;
-/// What a page of history holds at most, in bytes of arguments; at least one entry is always on it.
-const HISTORY_BYTES_MAX: usize = 512 << 10;
-/// Members that one answer names at most; the count is always whole.
-const MEMBERS_MAX: usize = 1_000;
 
 #[derive(Deserialize)]
 struct HistoryArgument {
@@ -59,17 +50,8 @@ impl Session {
         if let Some(reply) = self.handlers_history(tenant, index, data).await? {
             return Ok(Answer { ack: reply, events: Vec::new() });
         }
-        let limit = wanted.limit.unwrap_or(HISTORY_LIMIT_DEFAULT);
-        if limit == 0 || limit > HISTORY_LIMIT_MAX || wanted.offset > HISTORY_LIMIT_MAX * 10 {
-            return Err(invalid(format!("limit is 1 to {HISTORY_LIMIT_MAX}, offset 0 to {}", HISTORY_LIMIT_MAX * 10)));
-        }
-        let before = match wanted.before.as_deref() {
-            Some(text) => {
-                Some(Position::parse(text).ok_or_else(|| invalid("before is a position, as in `pos` of an event"))?)
-            }
-            None => None,
-        };
-        let page = self.page(tenant, &room, before, wanted.offset, limit).await?;
+        let page = Page::of(wanted.before.as_deref(), wanted.offset, wanted.limit).map_err(invalid)?;
+        let page = self.page(tenant, &room, page).await?;
         Ok(Answer::ack(&page))
     }
 
@@ -89,28 +71,8 @@ impl Session {
         Ok(decided.map_err(Undecided::into_refusal)?.reply)
     }
 
-    /// One page, oldest first. Entries are whole on a page: none is doubled or cut by the next.
-    async fn page(
-        &self,
-        tenant: &LiveTenant,
-        room: &Room,
-        before: Option<Position>,
-        offset: usize,
-        limit: usize,
-    ) -> Result<Value, Refusal> {
-        let mut entries = self
-            .gateway
-            .engine
-            .history(&tenant.id, room, before, offset + limit + 1)
-            .await
-            .map_err(|error| unavailable(&error))?;
-        entries.truncate(entries.len().saturating_sub(offset));
-        let fits = entries.len() - page_start(&entries, room);
-        let page = &entries[entries.len().saturating_sub(limit.min(fits))..];
-        let more = page.len() < entries.len();
-        let next = page.first().filter(|_| more).map(|entry| entry.position.to_string());
-        let events: Vec<Value> = page.iter().flat_map(|entry| events_of(entry, room)).collect();
-        Ok(json!({ "room": room.name(), "events": events, "more": more, "before": next }))
+    async fn page(&self, tenant: &LiveTenant, room: &Room, page: Page) -> Result<Value, Refusal> {
+        page.read(&*self.gateway.engine, &tenant.id, room).await.map_err(|error| unavailable(&error))
     }
 
     /// Adds the latest events up to the join of a room that was just joined, where the tenant wants it and the
@@ -126,7 +88,8 @@ impl Session {
         let count = tenant.settings().history_on_join;
         let allowed = self.connections[index].local.grants.lock().get(room).is_some_and(|grant| grant.history);
         if count > 0 && allowed {
-            match self.page(tenant, room, joined.map(Position::next), 0, count.min(HISTORY_LIMIT_MAX)).await {
+            let page = Page { before: joined.map(Position::next), offset: 0, limit: count.min(HISTORY_LIMIT_MAX) };
+            match self.page(tenant, room, page).await {
                 Ok(page) => answer.events.push(("history", Payload::one(&page))),
                 Err(refusal) => {
                     tracing::warn!(tenant = %tenant.id, code = refusal.code, "no history on joining")
@@ -160,45 +123,6 @@ impl Session {
         if let Health::Down { why, .. } = &*engine.health(&tenant.id).borrow() {
             return Err(unavailable(&EngineError::Unavailable(why.to_string())));
         }
-        let count = engine.count(&tenant.id, room).await.map_err(|error| unavailable(&error))?;
-        let members = engine.members(&tenant.id, room, MEMBERS_MAX).await.map_err(|error| unavailable(&error))?;
-        let mut users: Vec<&str> = members.iter().map(|member| &*member.subject).collect();
-        users.dedup();
-        Ok(json!({ "room": room.name(), "count": count, "users": users }))
+        who_is_in(&**engine, &tenant.id, room).await.map_err(|error| unavailable(&error))
     }
-}
-
-/// The first of the latest entries that fit on a page together.
-fn page_start(entries: &[Arc<Entry>], room: &Room) -> usize {
-    let mut bytes = 0;
-    for (index, entry) in entries.iter().enumerate().rev() {
-        bytes += publications(entry, room).map(|publication| publication.data.args.len()).sum::<usize>();
-        if bytes > HISTORY_BYTES_MAX {
-            return (index + 1).min(entries.len() - 1);
-        }
-    }
-    0
-}
-
-fn publications<'a>(entry: &'a Entry, room: &'a Room) -> impl Iterator<Item = &'a Publication> {
-    entry.effects.iter().filter_map(move |effect| match effect {
-        Effect::Publish(publication) if publication.room == *room => Some(publication),
-        _ => None,
-    })
-}
-
-/// The publications of an entry to a room, as clients see them.
-fn events_of(entry: &Entry, room: &Room) -> Vec<Value> {
-    publications(entry, room)
-        .map(|publication| {
-            let args: Vec<&RawValue> = serde_json::from_str(&publication.data.args).unwrap_or_default();
-            let mut event = json!({ "event": &*publication.event, "pos": entry.position.to_string(), "at": entry.at });
-            match args.as_slice() {
-                [] => {}
-                [one] => event["data"] = serde_json::from_str(one.get()).unwrap_or_default(),
-                _ => event["args"] = serde_json::from_str(&publication.data.args).unwrap_or_default(),
-            }
-            event
-        })
-        .collect()
 }

@@ -169,6 +169,9 @@ impl Engine for StagedEngine {
     async fn count(&self, tenant: &TenantId, room: &Room) -> Answer<usize> {
         self.inner.count(tenant, room).await
     }
+    async fn connection(&self, tenant: &TenantId, id: &ConnectionId) -> Answer<Option<Registration>> {
+        self.inner.connection(tenant, id).await
+    }
     async fn registered(&self, tenant: &TenantId) -> Answer<Vec<ConnectionId>> {
         self.inner.registered(tenant).await
     }

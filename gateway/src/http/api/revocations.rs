@@ -1,0 +1,40 @@
+//! Tokens that are good no more, before their time.
+
+use serde_json::json;
+
+use super::{Asked, Denied, Done, body};
+use crate::decision::revocation::{Revocation, RevokedTokens};
+
+/// Revocations of one page, unless the request says how many, and at most.
+const LIMIT_DEFAULT: usize = 50;
+const LIMIT_MAX: usize = 200;
+
+/// `GET /revocations?after=&limit=`
+pub(super) async fn list(asked: Asked) -> Done {
+    let limit = asked.number("limit")?.unwrap_or(LIMIT_DEFAULT);
+    if !(1..=LIMIT_MAX).contains(&limit) {
+        return Err(Denied::invalid(format!("limit is 1 to {LIMIT_MAX}, not {limit}")));
+    }
+    let (revocations, next) = asked.tenant.decisions.revocations(asked.parameter("after"), limit).await?;
+    Ok(json!({ "revocations": revocations, "next": next }))
+}
+
+/// `POST /revocations` `{subject, issued_before_s?, until_ms}` or `{token_id, until_ms}`
+pub(super) async fn revoke(mut asked: Asked) -> Done {
+    let body = body::whole(&mut asked).await?;
+    let form = "{subject, issued_before_s?, until_ms} or {token_id, until_ms}";
+    let revocation: Revocation = body::read(&body, form)?;
+    let position = asked.tenant.decisions.revoke(&revocation).await?;
+    Ok(json!({ "pos": position.map(|position| position.to_string()) }))
+}
+
+/// `DELETE /revocations?subject=` or `?token_id=`
+pub(super) async fn take_back(asked: Asked) -> Done {
+    let what = match (asked.parameter("subject"), asked.parameter("token_id")) {
+        (Some(subject), None) => RevokedTokens::Subject { subject: subject.into(), issued_before_s: None },
+        (None, Some(id)) => RevokedTokens::Token { token_id: id.into() },
+        _ => return Err(Denied::invalid("say which: subject or token_id")),
+    };
+    asked.tenant.decisions.take_back(&what).await?;
+    Ok(json!({}))
+}
