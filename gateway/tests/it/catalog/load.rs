@@ -80,8 +80,8 @@ fn every_event_is_answered_once_by_exactly_one_version_however_often_they_are_sw
     site.tenant_of_version_1("acme");
     site.upload("acme", "echo", component(2));
     let urls = nodes.each_ref().map(|node| node.ws("acme"));
-    let begun = Instant::now();
     let mut load = Load::start(&urls, clients, rate);
+    let begun = Instant::now();
     for n in 0..swaps {
         // Half of them by rolling back.
         if n % 4 == 1 {
@@ -91,8 +91,9 @@ fn every_event_is_answered_once_by_exactly_one_version_however_often_they_are_sw
         }
         std::thread::sleep(Duration::from_millis(150));
     }
+    let took = begun.elapsed();
     let result = load.result();
-    println!("{swaps} swaps in {:?}: {result}", begun.elapsed());
+    println!("{swaps} swaps in {took:?}: {result}");
     let sent = result["sent"].as_u64().unwrap();
     assert!(sent > 0, "{result}");
     for (what, wanted) in [("unanswered", 0), ("twice", 0), ("errors", 0), ("closed", 0), ("answered", sent)] {
