@@ -186,7 +186,7 @@ impl Session {
     async fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
         let auth: serde_json::Value = auth.and_then(|auth| serde_json::from_str(auth).ok()).unwrap_or_default();
         let token = auth.get("token").and_then(|token| token.as_str()).or(self.hello.token.as_deref());
-        let token = token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token));
+        let token = token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token)).filter(|token| !token.is_empty());
         let tenant = match (&self.tenant, token) {
             (Some(tenant), _) => Some(tenant.clone()),
             (None, Some(token)) => peek_tenant(token).and_then(|name| self.gateway.tenant(&name)),
@@ -195,8 +195,12 @@ impl Session {
         let tenant = tenant.or_else(|| self.gateway.tenant(self.gateway.config.default_tenant.as_ref()?.as_str()));
         let Some(tenant) = tenant else {
             let text = match token {
-                Some(_) => "the token has no `tenant` claim that names a tenant here; or connect to /t/{tenant}/…",
-                None => NO_TOKEN,
+                Some(token) => match peek_tenant(token) {
+                    // As far as it goes it is the client's own word.
+                    Some(name) => format!("the token's `tenant` claim says {name:?}: there is no such tenant here"),
+                    None => "the token has no `tenant` claim that can be read; or connect to /t/{tenant}/…".to_owned(),
+                },
+                None => NO_TOKEN.to_owned(),
             };
             return Err(refused(Close::Unauthorized, text));
         };
