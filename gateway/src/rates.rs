@@ -323,6 +323,9 @@ mod tests {
         assert!(users.take(shared, &"bob".into(), &"send".into(), rate(1)).await.is_ok());
         assert!(users.take(shared, &"bob".into(), &"send".into(), rate(1)).await.is_err());
         tokio::time::advance(Duration::from_secs(6)).await;
-        assert!(users.take(shared, &"bob".into(), &"send".into(), rate(60)).await.is_ok(), "one each second now");
+        let wait = users.take(shared, &"bob".into(), &"send".into(), rate(60)).await.unwrap_err().retry_after_ms;
+        assert_eq!(wait, Some(900), "a tenth of a token had flowed, and one flows each second now");
+        tokio::time::advance(Duration::from_millis(900)).await;
+        assert!(users.take(shared, &"bob".into(), &"send".into(), rate(60)).await.is_ok());
     }
 }
