@@ -67,7 +67,7 @@ pub const FEED_ENTRIES_MAX: usize = 4_096;
 /// How long a claimed timer stays with whoever claimed it, in milliseconds.
 pub const TIMER_LEASE_MS: Millis = 30_000;
 
-/// How long a user's seats are remembered at least after a node has said last that it has one, in milliseconds.
+/// How long a node's seats count at least after it has said last that it has some, in milliseconds.
 pub const SEATS_KEPT_MS: Millis = 180_000;
 
 /// How many timers that were given up are kept; per partition, where there are several.
@@ -343,7 +343,7 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<Seating, EngineError>;
 
     /// Says which seats this node has and gives others of its own back. Those that it has are there afterwards, whatever
-    /// the limits are; a user's are forgotten when no node has said so for [`SEATS_KEPT_MS`].
+    /// the limits are. Those of a node that has not said so for [`SEATS_KEPT_MS`] may be forgotten.
     async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError>;
 
     /// Takes up to `wanted` tokens out of a tenant's bucket of that name, which holds one minute's worth and is refilled

@@ -8,8 +8,9 @@
 //!   limit on each node.
 //! * When the engine loses its data, seats are missing until their nodes have said so again: at most [`KEEP_EVERY`] and
 //!   half of it, at once after an outage.
-//! * Seats of a node that died count until the others have counted it as gone (its lease, and a beat); those of one that
-//!   stops in order are given back with its clients. Who comes back to its session takes its own seat again at once.
+//! * Seats of a node that died count until the others have counted it as gone (its lease, and a beat), or until it has
+//!   said nothing for [`SEATS_KEPT_MS`](crate::engine::SEATS_KEPT_MS); those of one that stops in order are given back
+//!   with its clients. Who comes back to its session takes its own seat again at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -188,6 +188,23 @@ async fn seats_of_a_dead_node_do_not_count_once_it_is_counted_as_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn seats_of_a_node_that_has_said_nothing_for_long_do_not_count() {
+    let server = RedisServer::start();
+    let (one, silent) = (node(&server, "one", lively()).await, node(&server, "silent", lively()).await);
+    assert_eq!(take_seat(&silent, "bob", "c1", [1, 9]).await, Seating::Taken);
+    assert_eq!(take_seat(&one, "bob", "c2", [1, 9]).await, Seating::Full(Whose::User));
+    let strings = |words: &[&str]| redis::from_redis_value::<Vec<String>>(server.command(words)).unwrap();
+    let told = &strings(&["KEYS", "*:acme:ut"])[0];
+    let incarnation = &strings(&["ZRANGE", told, "0", "-1"])[0];
+    server.command(&["ZADD", told, "1", incarnation]);
+    assert_eq!(take_seat(&one, "bob", "c2", [1, 9]).await, Seating::Taken);
+    // It speaks again.
+    let seat = Seat { subject: "bob".into(), connection: "c1".into() };
+    silent.keep_seats(&acme(), &[seat], &[]).await.unwrap();
+    assert_eq!(take_seat(&one, "bob", "c3", [2, 9]).await, Seating::Full(Whose::User));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_counted_as_gone_takes_seats_as_another() {
     let server = RedisServer::start();
     let slow = node(&server, "slow", sluggish()).await;

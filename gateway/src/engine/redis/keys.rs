@@ -17,6 +17,7 @@
 //! | `r:{room}` | sorted set | members |
 //! | `n:{connection}` | set | its rooms |
 //! | `u`, `u:{user}` | sorted sets | seats of the tenant and of a user: `{incarnation}\0{connection}` |
+//! | `ut` | sorted set | incarnations: when they said last that they have seats |
 //! | `b:{bucket}` | string | a bucket's tokens, and when it was looked at |
 //!
 //! | name after `ps:{tag}:` | type | what |
@@ -211,6 +212,10 @@ impl TenantKeys {
 
     pub(super) fn seats_of(&self, subject: &str) -> String {
         self.with("u:", subject)
+    }
+
+    pub(super) fn seats_told(&self) -> String {
+        self.with("ut", "")
     }
 
     pub(super) fn bucket(&self, name: &str) -> String {

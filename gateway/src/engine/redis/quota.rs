@@ -33,7 +33,7 @@ pub(super) async fn take_seat(
 ) -> Result<Seating, EngineError> {
     let keys = TenantKeys::of(tenant);
     let (user, all, dead) = (keys.seats_of(&seat.subject), keys.seats(), keys.partition().dead());
-    let names = [&*user, &*all, &*dead, &*keys.connections()];
+    let names = [&*user, &*all, &*dead, &*keys.connections(), &*keys.seats_told()];
     let [per_user, per_tenant] = [limits.per_user, limits.per_tenant].map(|most| most.to_string());
     let (kept, earlier) = (SEATS_KEPT_MS.to_string(), instead_of.map_or("", ConnectionId::as_str));
     for _ in 0..ATTEMPTS_MAX {
@@ -75,11 +75,12 @@ async fn keep_page(nodes: &Nodes, tenant: &TenantId, kept: &[Seat], given_back: 
     };
     let packed = rmp_serde::to_vec(&(words(kept), words(given_back)));
     let packed = packed.map_err(|e| EngineError::Corrupt(e.to_string()))?;
+    let names = [&*all, &*dead, &*keys.seats_told()];
     for _ in 0..ATTEMPTS_MAX {
         let incarnation = nodes.incarnation();
         let arguments = [keys.base().as_bytes(), incarnation.as_bytes(), kept_ms.as_bytes(), packed.as_slice()];
         let link = nodes.router.to_tenant(tenant).link().await?;
-        let answer = script::KEEP_SEATS.run(&mut link.connection(), &[&*all, &*dead], &arguments).await;
+        let answer = script::KEEP_SEATS.run(&mut link.connection(), &names, &arguments).await;
         match answer.map_err(|e| link.write_error(&e))? {
             Value::BulkString(word) if word == b"ok" => return Ok(()),
             Value::BulkString(word) if word == b"fenced" => nodes.lost(&incarnation),

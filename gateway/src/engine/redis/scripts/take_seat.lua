@@ -1,12 +1,14 @@
 -- Takes a seat: one client among its user's and its tenant's, on whatever nodes.
--- KEYS seats of the user, seats of the tenant, dead of the partition, connections of the tenant
+-- KEYS seats of the user, seats of the tenant, dead of the partition, connections of the tenant, when nodes said last
+-- which seats they have
 -- ARGV 1 incarnation, 2 connection, 3 most of a user, 4 most of the tenant, 5 how long seats are remembered (ms),
 --      6 connection whose seat is given back with that, or ''
 -- Answers 'taken', 'user-full', 'tenant-full', or 'fenced' when the incarnation is dead.
 --
 -- A seat is `<incarnation>\0<connection>`, so that a node's stand together and those of a dead one go at once.
 local call = redis.call
-local user, tenant, dead = KEYS[1], KEYS[2], KEYS[3]
+local user, tenant, dead, said = KEYS[1], KEYS[2], KEYS[3], KEYS[5]
+local now = clock()
 if call('HEXISTS', dead, ARGV[1]) == 1 then return 'fenced' end
 
 local function taken()
@@ -15,7 +17,16 @@ local function taken()
     call('ZADD', seats, 0, seat)
     call('PEXPIRE', seats, ARGV[5])
   end
+  call('ZADD', said, whole(now), ARGV[1])
+  call('PEXPIRE', said, ARGV[5])
   return 'taken'
+end
+
+-- The dead are not remembered for ever: a node that has not spoken for long is as good as one.
+local function is_dead(inc)
+  if call('HEXISTS', dead, inc) == 1 then return true end
+  local at = call('ZSCORE', said, inc)
+  return not at or now - at > tonumber(ARGV[5])
 end
 
 -- Those of the dead are looked for only where there are too many: in steps from node to node, not from seat to seat.
@@ -27,7 +38,7 @@ local function is_full(seats, most)
     if not first then return call('ZCARD', seats) >= most end
     local inc = string.match(first, '^[^%z]*')
     from = '(' .. inc .. '\1'
-    if call('HEXISTS', dead, inc) == 1 then call('ZREMRANGEBYLEX', seats, '[' .. inc .. '\0', from) end
+    if is_dead(inc) then call('ZREMRANGEBYLEX', seats, '[' .. inc .. '\0', from) end
   end
 end
 
