@@ -3,8 +3,10 @@
 
 use serde_json::{Value, json};
 
+use crate::support::balancer::Balancer;
 use crate::support::clients::Clients;
-use crate::support::node::Node;
+use crate::support::node::{Node, Settings};
+use crate::support::redis_server::RedisServer;
 use crate::support::{BACKEND_TOKEN, open, token, token_until};
 
 const TENANT: &str = "one";
@@ -224,4 +226,44 @@ fn an_app_that_begins_with_polling_gets_in_where_it_may_try_its_other_transports
     io.tell(connect(&node, "all", json!({ "auth": auth, "transports": transports, "options": options })));
     let seen = io.expect(json!({ "what": "connect", "name": "all" }));
     assert_eq!(seen["transport"], "websocket");
+}
+
+/// Connects through a balancer as an app that comes back by itself; on which node it is.
+fn through(balancer: &Balancer, node: &Node, clients: &mut Clients, name: &str) -> Value {
+    let about = json!({ "auth": { "token": bearer(name) }, "reconnection": true, "url": balancer.url() });
+    clients.tell(connect(node, name, about));
+    connected(clients, name);
+    clients.ask(name, "heartbeat", json!({}))["server"].clone()
+}
+
+/// How many apps connect at most until one is on the node that is wanted.
+const TRIES_MAX: usize = 8;
+
+#[test]
+fn apps_of_both_libraries_come_back_by_themselves_when_their_node_is_killed() {
+    let redis = RedisServer::start();
+    let node = || {
+        let tenants = vec![open(TENANT, "")];
+        Node::with(Settings { tenants, config: String::new(), redis_url: Some(redis.url()) })
+    };
+    let (one, two) = (node(), node());
+    let balancer = Balancer::start([&one, &two]);
+    let (mut web, mut mobile) = (Clients::socketio(), Clients::python());
+    let of_web = through(&balancer, &one, &mut web, "web");
+    let mut names = (0..TRIES_MAX).map(|n| format!("mobile{n}"));
+    let beside = names.find(|name| through(&balancer, &one, &mut mobile, name) == of_web);
+    let beside = beside.expect("the balancer uses both nodes");
+    let (_, status) = one.http("GET", "/api/v1/ws/metrics", &[], "");
+    let is_one = status.contains(of_web.as_str().unwrap());
+    if is_one { &one } else { &two }.signal("KILL");
+    for (clients, name) in [(&mut web, "web"), (&mut mobile, &*beside)] {
+        clients.expect(json!({ "what": "disconnect", "name": name }));
+        let back = clients.expect(json!({ "what": "connect", "name": name }));
+        assert_eq!(back["transport"], "websocket");
+        let answer = clients.ask(name, "heartbeat", json!({}));
+        assert!(answer["server"].is_string() && answer["server"] != of_web, "{name} is on {answer}");
+        clients.ask(name, "join_room", json!({ "room": "r:1" }));
+    }
+    web.ask("web", "publish", json!({ "room": "r:1", "event": "said", "data": "both here" }));
+    assert_eq!((web.event("web", "said"), mobile.event(&beside, "said")), (json!("both here"), json!("both here")));
 }
