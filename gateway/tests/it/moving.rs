@@ -18,6 +18,8 @@ const GATEWAY_KEY: &str = "a-new-key-of-the-controllers-0123456789";
 /// Where the guide has the gateway listen.
 const WRITTEN_ADDRESS: &str = "127.0.0.1:3000";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a block of the guide may run, in seconds; what the first one builds has been built before.
+const BLOCK_SECONDS_MAX: &str = "120";
 
 /// A fenced block, with the file that it is, where the text before it ends in one's name.
 struct Block {
@@ -59,11 +61,11 @@ impl Drop for Serving {
 }
 
 /// A shell in the reader's directory, who has exported what the guide speaks of.
-fn shell(dir: &Path, line: &str, address: &str) -> Command {
+fn shell(program: &[&str], dir: &Path, line: &str, address: &str) -> Command {
     let own = Path::new(env!("CARGO_BIN_EXE_postern")).parent().unwrap();
     let path = format!("{}:{}", own.display(), std::env::var("PATH").unwrap());
-    let mut command = Command::new("bash");
-    command.args(["-euo", "pipefail", "-c", line]).current_dir(dir).env("PATH", path);
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).args(["-euo", "pipefail", "-c", line]).current_dir(dir).env("PATH", path);
     command.env("JWT_SECRET", JWT_SECRET).env("GATEWAY_KEY", GATEWAY_KEY);
     command.env("TOKEN", old_token(json!({ "userId": 42 })));
     let api = format!("http://{address}/api/v1");
@@ -71,8 +73,10 @@ fn shell(dir: &Path, line: &str, address: &str) -> Command {
     command
 }
 
+/// Runs a block to its end; what it left running ends with it, however that came.
 fn run(dir: &Path, line: &str, address: &str) -> String {
-    let output = shell(dir, line, address).output().unwrap();
+    let line = format!("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n{line}");
+    let output = shell(&["timeout", BLOCK_SECONDS_MAX, "bash"], dir, &line, address).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{line}\n{said}{}", String::from_utf8_lossy(&output.stderr));
     said
@@ -80,7 +84,7 @@ fn run(dir: &Path, line: &str, address: &str) -> String {
 
 /// Starts `postern serve …` on a free port and waits until it accepts.
 fn serve(dir: &Path, line: &str) -> Serving {
-    let mut command = shell(dir, &format!("exec {line}"), WRITTEN_ADDRESS);
+    let mut command = shell(&["bash"], dir, &format!("exec {line}"), WRITTEN_ADDRESS);
     let mut child = command.env("PORT", "0").stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let (found, address) = std::sync::mpsc::channel();
@@ -155,7 +159,7 @@ fn whoever_follows_the_guide_has_moved() {
                 let address = serving.as_ref().map_or(WRITTEN_ADDRESS, |serving| &serving.address);
                 let line = block.text.replace("curl -s", "curl -s --fail-with-body --max-time 10");
                 // Not for so long, but until it is there.
-                let there = "for n in {1..300}; do grep -q 'in as' heard.txt && break; sleep 0.1; done";
+                let there = "for _ in {1..150}; do grep -q 'in as' heard.txt && break; sleep 0.1; done";
                 last = run(dir, &line.replace("sleep 2;", &format!("{there};")), address);
                 commands += 1;
             }
