@@ -329,6 +329,9 @@ pub trait Engine: Send + Sync + 'static {
     /// The nodes that live, this one first, as they were a few seconds ago.
     fn nodes(&self) -> Vec<NodeStat>;
 
+    /// The same, asked for now: a node that has been there for less than a beat is among them.
+    async fn nodes_now(&self) -> Result<Vec<NodeStat>, EngineError>;
+
     /// This node serves nobody any more. What it leaves registered is orphaned, of each tenant so many milliseconds from
     /// now; of tenants that are not named as soon as of the first.
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError>;

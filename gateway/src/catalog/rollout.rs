@@ -12,6 +12,7 @@ use super::{
 };
 use crate::client::random_id;
 use crate::commit::{Millis, now_ms};
+use crate::engine::NodeStat;
 use crate::tenant::TenantId;
 
 /// How long nodes may take to load a version, unless the call says otherwise.
@@ -252,7 +253,7 @@ impl Catalog {
             let (state, nodes) = (RolloutState::None, Vec::new());
             return Ok(RolloutStatus { version: None, state, deadline_ms: 0, message: String::new(), nodes });
         };
-        let nodes = self.nodes_of(tenant, name, &rollout).await?;
+        let nodes = self.nodes_of(tenant, name, &rollout, self.engine().nodes()).await?;
         let (state, message) = match rollout.ended {
             None => (RolloutState::Waiting, String::new()),
             Some(Ended { active: true, message, .. }) => (RolloutState::Active, message),
@@ -268,6 +269,7 @@ impl Catalog {
         tenant: &TenantId,
         name: &str,
         rollout: &Rollout,
+        live: Vec<NodeStat>,
     ) -> Result<Vec<RolloutNode>, CatalogError> {
         let keys = self.list_all(&keys::ready_reports(tenant, name, &rollout.id), "nodes", NODES_MAX).await?;
         let mut nodes = Vec::with_capacity(keys.len());
@@ -277,7 +279,7 @@ impl Catalog {
             let state = if report.ready { NodeState::Ready } else { NodeState::Failed };
             nodes.push(RolloutNode { server: report.server, state, message: report.message });
         }
-        for live in self.engine().nodes() {
+        for live in live {
             if !live.server.is_empty() && !nodes.iter().any(|node| node.server == live.server) {
                 let (state, message) = (NodeState::Loading, String::new());
                 nodes.push(RolloutNode { server: live.server, state, message });
@@ -322,7 +324,9 @@ impl Catalog {
             let Some(on_its_way) = plugin.rolling_out().filter(|on_its_way| on_its_way.id == rollout).cloned() else {
                 return Ok(Settled::Over);
             };
-            let nodes = self.nodes_of(tenant, name, &on_its_way).await?;
+            // A node that has only just come is waited for as well.
+            let live = self.engine().nodes_now().await?;
+            let nodes = self.nodes_of(tenant, name, &on_its_way, live).await?;
             let Some(verdict) = verdict(&nodes, over) else { return Ok(Settled::Waiting) };
             let by = Actor::gateway(&on_its_way.by);
             let what = match verdict {

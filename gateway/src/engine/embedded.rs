@@ -403,6 +403,10 @@ impl Engine for EmbeddedEngine {
         vec![self.stat.lock().clone()]
     }
 
+    async fn nodes_now(&self) -> Result<Vec<NodeStat>, EngineError> {
+        Ok(self.nodes())
+    }
+
     async fn retire(&self, _after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {
         Ok(())
     }

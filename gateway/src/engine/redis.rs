@@ -478,6 +478,10 @@ impl Engine for RedisEngine {
         self.nodes.all()
     }
 
+    async fn nodes_now(&self) -> Result<Vec<NodeStat>, EngineError> {
+        self.nodes.ask().await
+    }
+
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {
         self.nodes.retire(after_ms).await
     }

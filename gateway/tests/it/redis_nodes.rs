@@ -198,6 +198,20 @@ async fn whoever_came_back_elsewhere_is_not_taken_out_and_nobody_is_told_that_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_the_nodes_of_now_hears_of_one_that_has_only_just_come() {
+    let server = RedisServer::start();
+    let beats_seldom = Options { beat: Duration::from_secs(3_600), ..Options::default() };
+    let one = node(&server, "one", beats_seldom.clone()).await;
+    eventually("the first beats", || async { one.nodes_now().await.is_ok_and(|all| all[0].server == "one") }).await;
+    let two = node(&server, "two", beats_seldom).await;
+    let names = |all: Vec<NodeStat>| all.into_iter().map(|node| node.server).collect::<Vec<_>>();
+    eventually("the second beats", || async { names(two.nodes_now().await.unwrap()) == ["two", "one"] }).await;
+    assert_eq!(names(one.nodes()), ["one"]);
+    assert_eq!(names(one.nodes_now().await.unwrap()), ["one", "two"]);
+    assert_eq!(names(one.nodes()), ["one", "two"], "what was heard is not forgotten");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_is_counted_as_gone_because_redis_was_away() {
     let server = RedisServer::start();
     let nodes = [node(&server, "one", lively()).await, node(&server, "two", lively()).await];

@@ -196,6 +196,9 @@ impl Engine for StagedEngine {
     fn nodes(&self) -> Vec<NodeStat> {
         self.inner.nodes()
     }
+    async fn nodes_now(&self) -> Answer<Vec<NodeStat>> {
+        self.inner.nodes_now().await
+    }
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Answer<()> {
         self.inner.retire(after_ms).await
     }
