@@ -14,7 +14,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::commit::Effect;
+use crate::commit::{Effect, Version};
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, Feed, Follower};
 use crate::room::Room;
@@ -101,12 +101,22 @@ pub struct Actor {
     pub scope: Scope,
     /// The only tenant that it may see; `None` for an operator.
     pub tenant: Option<TenantId>,
+    /// The token of the catalog with which it came: every change that it makes rests on that. `None`: it came with the
+    /// token of the gateway's settings, or is a part of the gateway.
+    pub token: Option<Judged>,
+}
+
+/// A token of the catalog as it was found good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    id: String,
+    version: Version,
 }
 
 impl Actor {
-    /// A part of the gateway.
+    /// A part of the gateway, or whoever has its settings' token.
     pub fn gateway(part: &str) -> Actor {
-        Actor { name: part.into(), scope: Scope::Operator, tenant: None }
+        Actor { name: part.into(), scope: Scope::Operator, tenant: None, token: None }
     }
 }
 
@@ -171,6 +181,9 @@ pub enum CatalogError {
         /// What is wrong with it.
         why: String,
     },
+    /// The token was revoked, or has ended, since it was found good.
+    #[error("this token is not good here any more: nothing was changed with it")]
+    Revoked,
     /// The engine does not answer.
     #[error("{0}")]
     Engine(#[from] EngineError),

@@ -117,7 +117,8 @@ fn next_id() -> String {
 }
 
 impl Draft<'_> {
-    /// Says what this change is, with what differs between `before` and `after`.
+    /// Says what this change is, with what differs between `before` and `after`. It then rests on the token of whoever
+    /// makes it: one that is revoked while its request is still read changes nothing any more.
     pub(super) fn audit<T: Serialize>(
         &mut self,
         by: &Actor,
@@ -127,6 +128,9 @@ impl Draft<'_> {
         before: Option<&T>,
         after: Option<&T>,
     ) -> Result<(), CatalogError> {
+        if let Some(token) = &by.token {
+            self.made_with(token);
+        }
         let (before, after) = difference(told(before), told(after));
         let record = AuditRecord {
             format: FORMAT,

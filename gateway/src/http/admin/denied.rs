@@ -97,6 +97,7 @@ impl From<CatalogError> for Denied {
             CatalogError::ReadOnly { .. } => Denied::new(StatusCode::CONFLICT, "read_only", text),
             CatalogError::Invalid(mistakes) => Denied::mistakes(mistakes),
             CatalogError::Limit { .. } => Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "limit", text),
+            CatalogError::Revoked => Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", text),
             CatalogError::Later { .. } => Denied::new(StatusCode::CONFLICT, "later_format", text),
             CatalogError::Damaged { .. } => Denied::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", text),
             CatalogError::Engine(EngineError::Ambiguous(_)) => {
