@@ -76,6 +76,7 @@ on_both! {
     changes_at_the_same_moment_are_all_done,
     a_plugin_goes_together_with_its_tenants_others,
     the_same_component_again_is_the_same_version_and_old_versions_go,
+    the_components_of_a_tenant_have_a_bound_together,
     a_version_becomes_active_when_every_node_has_it_and_is_rolled_back_at_once,
     a_node_that_cannot_load_a_version_ends_its_roll_out,
     a_tenant_in_a_file_is_not_changed,
@@ -250,6 +251,31 @@ async fn the_same_component_again_is_the_same_version_and_old_versions_go(kept: 
     assert!(echo.version(2).is_none() && echo.version(25).is_some());
     let bytes = kept.two.component(&echo.version(25).unwrap().digest).await.unwrap();
     assert_eq!(&bytes[..], b"component 25");
+}
+
+async fn the_components_of_a_tenant_have_a_bound_together(kept: Kept) {
+    let bounded = Catalog::bounded(kept.engine.clone(), HashMap::new(), false, 1_000);
+    for tenant in ["acme", "other"] {
+        create(&bounded, tenant, json!({})).await.unwrap();
+        plugin(&bounded, tenant, "first", Role::Handler).await.unwrap();
+        plugin(&bounded, tenant, "second", Role::Handler).await.unwrap();
+    }
+    let text = |letter: &str| letter.repeat(400);
+    upload(&bounded, "acme", "first", &text("a")).await;
+    upload(&bounded, "acme", "second", &text("b")).await;
+    upload(&bounded, "other", "first", &text("c")).await;
+    // What nothing needs goes first.
+    assert_eq!(upload(&bounded, "acme", "first", &text("d")).await, (2, false));
+    let first = bounded.plugin(&id("acme"), "first").await.unwrap().unwrap();
+    assert_eq!(first.versions.iter().map(|version| version.version).collect::<Vec<_>>(), [2]);
+    // The same again needs no room.
+    assert_eq!(upload(&bounded, "acme", "first", &text("d")).await, (2, true));
+    let new = NewVersion { digest: "e".repeat(64).into(), ..NewVersion::default() };
+    let refused =
+        bounded.add_version(&operator(), &id("acme"), "first", new, Bytes::from(vec![0; 700])).await.unwrap_err();
+    assert!(matches!(refused, CatalogError::Limit { value: 1_100, limit: 1_000, .. }), "{refused:?}");
+    assert!(refused.to_string().contains("admin.component_bytes_per_tenant"), "{refused}");
+    assert_eq!(kept.engine.artifact(&"e".repeat(64)).await.unwrap(), None, "it was stored all the same");
 }
 
 async fn a_version_becomes_active_when_every_node_has_it_and_is_rolled_back_at_once(kept: Kept) {
