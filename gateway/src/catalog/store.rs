@@ -184,6 +184,8 @@ impl Catalog {
                     return Err(EngineError::Corrupt("a timer where there was none".into()).into());
                 }
                 Err(EngineError::Ambiguous(_)) if resent < RESENDS_MAX => resent += 1,
+                // An earlier one may have arrived.
+                Err(EngineError::Unavailable(why)) if resent > 0 => return Err(EngineError::Ambiguous(why).into()),
                 Err(error) => return Err(error.into()),
             }
         }
