@@ -84,7 +84,8 @@ mod tests {
         let limits = AdminLimits { uploads_per_hour: NonZeroU32::new(30).unwrap(), ..AdminLimits::default() };
         let (mut allowances, now) = (Allowances::new(), Instant::now());
         let mut take = |tenant: &TenantId, what, after_s| {
-            take(&mut allowances, &limits, tenant, what, now + Duration::from_secs(after_s)).map_err(Denied::answer)
+            let taken = take(&mut allowances, &limits, tenant, what, now + Duration::from_secs(after_s));
+            taken.map_err(|denied| Box::new(denied.answer()))
         };
         for _ in 0..30 {
             take(&tenant("a"), Counted::Uploads, 0).unwrap();
