@@ -74,7 +74,8 @@ pub(crate) async fn a_commit_that_would_leave_too_much_is_not_applied<F: Fixture
     // Exactly as much as may be; each of the next is one too many of something.
     let big = Commit { writes: vec![(key("b"), value("12345678"))], ..say("lobby", "big") };
     assert_eq!(acme.commit(within(most, big)).await, over(StoredKind::StateBytes, 31, 30));
-    let many = Commit { writes: vec![(key("a"), value("")), (key("c"), value(""))], ..say("lobby", "many") };
+    let many = ["a", "b", "c"].map(|name| (key(name), value("")));
+    let many = Commit { writes: many.into(), ..say("lobby", "many") };
     assert_eq!(acme.commit(within(most, many)).await, over(StoredKind::StateKeys, 3, 2));
     let both = |name: &str| (timer(name), TimerChange::Set { after_ms: 60_000, data: "1".into() });
     let timers = Commit { timers: vec![both("x"), both("y")], ..write("a", Write::Delete) };
@@ -121,11 +122,11 @@ pub(crate) async fn what_has_expired_stands_in_nobodys_way<F: Fixture>() {
     let most = stored(1_000, 40, 0);
     let names: Vec<String> = (10..50).map(|n| format!("k{n}")).collect();
     for chunk in names.chunks(20) {
-        let writes = chunk.iter().map(|name| (key(name), value_for("x", 300))).collect();
+        let writes = chunk.iter().map(|name| (key(name), value_for("x", 1_000))).collect();
         acme.apply(within(most, Commit { writes, ..nothing() })).await;
     }
     assert_eq!(acme.commit(within(most, write("new", value("")))).await, over(StoredKind::StateKeys, 41, 40));
-    fixture.pass(400).await;
+    fixture.pass(1_100).await;
     let writes = names.iter().map(|name| (key(name), value("y"))).collect();
     acme.apply(within(most, Commit { writes, ..nothing() })).await;
     for name in &names {
@@ -183,7 +184,7 @@ pub(crate) async fn timers_count_until_they_have_fired_or_were_given_up<F: Fixtu
     let set = |(name, after_ms): (&str, Millis)| (timer(name), TimerChange::Set { after_ms, data: "1".into() });
     let breed = Commit { timers: two.map(set).into(), fired: fired(&due[0]), ..nothing() };
     assert_eq!(acme.commit(within(most, breed)).await, over(StoredKind::Timers, 3, 2));
-    let again = Commit { timers: vec![set((&due[0].key.name, 60_000))], fired: fired(&due[0]), ..nothing() };
+    let again = Commit { timers: vec![set((&*due[0].key.name, 60_000))], fired: fired(&due[0]), ..nothing() };
     acme.apply(within(most, again)).await;
     assert_eq!(acme.stored().await.timers, 2);
     assert!(acme.engine.bury_timer(&due[1], "as ordered").await.unwrap());
