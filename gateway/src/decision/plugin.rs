@@ -56,7 +56,7 @@ pub use load::{
     Checked, CodeCache, CompileOrders, Compiler, LoadError, Signature, SignatureError, Surface, UploadPolicy,
     compile_worker, inspect, own_program, public_key, sign, verify,
 };
-pub use transaction::{Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
+pub use transaction::{Author, Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
 pub use usage::PluginUsage;
 
 use crate::commit::{Grant, Millis};

@@ -274,7 +274,8 @@ pub(super) async fn usage(asked: Asked) -> Done {
     subject(&asked.gateway, id).await?;
     let (from, to) = days(&asked.query);
     let rows = asked.gateway.catalog.usage(id, &from, &to).await?;
-    Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows) })))
+    let stored = asked.gateway.engine.stored(id).await.map_err(CatalogError::Engine)?;
+    Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows), "stored": stored })))
 }
 
 fn days(query: &Query) -> (String, String) {
