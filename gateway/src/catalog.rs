@@ -78,6 +78,7 @@ struct Inner {
     demo: bool,
     /// What this node cannot serve as it is written.
     troubles: Mutex<BTreeMap<TenantId, Vec<String>>>,
+    has_tokens: tokens::Remembered,
 }
 
 /// What a token, or a part of the gateway, may do.
@@ -239,8 +240,8 @@ impl Catalog {
     /// The catalog of an engine. `files`: the tenants that are written in files, and where. `demo`: weak secrets of
     /// tenants are no mistakes.
     pub fn new(engine: Arc<dyn Engine>, files: HashMap<TenantId, PathBuf>, demo: bool) -> Catalog {
-        let troubles = Mutex::default();
-        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files, demo, troubles }) }
+        let (troubles, has_tokens) = (Mutex::default(), tokens::Remembered::default());
+        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files, demo, troubles, has_tokens }) }
     }
 
     /// The catalog of a gateway.
