@@ -53,7 +53,7 @@ impl TlsFront {
         runtime.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
-                tokio::task::spawn(async move {
+                tokio::runtime::Handle::current().spawn(async move {
                     // A client that trusts nobody is no matter.
                     let Ok(mut client) = acceptor.accept(client).await else { return };
                     let Ok(mut server) = TcpStream::connect(server).await else { return };
