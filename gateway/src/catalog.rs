@@ -80,6 +80,7 @@ struct Inner {
     component_bytes_max: u64,
     /// What this node cannot serve as it is written.
     troubles: Mutex<BTreeMap<TenantId, Vec<String>>>,
+    has_tokens: tokens::Remembered,
 }
 
 /// What a token, or a part of the gateway, may do.
@@ -264,8 +265,9 @@ impl Catalog {
         demo: bool,
         component_bytes_max: u64,
     ) -> Catalog {
-        let (home, troubles) = (TenantId::catalog(), Mutex::default());
-        Catalog { inner: Arc::new(Inner { engine, home, files, demo, component_bytes_max, troubles }) }
+        let (home, troubles, has_tokens) = (TenantId::catalog(), Mutex::default(), tokens::Remembered::default());
+        let inner = Inner { engine, home, files, demo, component_bytes_max, troubles, has_tokens };
+        Catalog { inner: Arc::new(inner) }
     }
 
     /// The catalog of a gateway.

@@ -319,7 +319,7 @@ pub struct PluginSettings {
     pub component: PathBuf,
     /// Event patterns that it handles, instead of those that it declares itself.
     pub events: Option<Vec<Pattern>>,
-    /// What `config.get` answers it.
+    /// What `config.get` answers it: texts as they are, everything else as JSON.
     pub settings: BTreeMap<String, String>,
     /// Has each call an instance of its own?
     pub instances: Instances,

@@ -74,6 +74,12 @@ pub fn redacted(value: &Value) -> Value {
             Value::Object(members.collect())
         }
         Value::Array(items) => Value::Array(items.iter().map(redacted).collect()),
+        // Settings of plugins that are tables or arrays are kept as JSON in a text.
+        Value::String(text) if text.starts_with(['{', '[']) => {
+            let inner: Value = serde_json::from_str(text).unwrap_or_default();
+            let shown = redacted(&inner);
+            if shown == inner { value.clone() } else { shown.to_string().into() }
+        }
         other => other.clone(),
     }
 }

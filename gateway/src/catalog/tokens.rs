@@ -1,8 +1,11 @@
 //! The admin API's tokens: only a digest of each is kept.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::record::{FORMAT, decode};
 use super::store::Tries;
@@ -22,6 +25,30 @@ const PREFIX: &str = "postern_";
 
 /// How long a token's id is; what follows it is the secret.
 const ID_BYTES: usize = 20;
+
+/// How long the answer is remembered whether there are tokens.
+const REMEMBERED_FOR: Duration = Duration::from_secs(1);
+
+/// An answer that is looked for once in [`REMEMBERED_FOR`], however many want it: they wait for the same, errors included.
+#[derive(Default)]
+pub(super) struct Remembered(tokio::sync::Mutex<Option<(Instant, Result<bool, CatalogError>)>>);
+
+impl Remembered {
+    async fn get<F>(&self, look: impl FnOnce() -> F) -> Result<bool, CatalogError>
+    where
+        F: Future<Output = Result<bool, CatalogError>>,
+    {
+        let mut last = self.0.lock().await;
+        match &*last {
+            Some((at, answer)) if at.elapsed() < REMEMBERED_FOR => answer.clone(),
+            _ => {
+                let answer = look().await;
+                *last = Some((Instant::now(), answer.clone()));
+                answer
+            }
+        }
+    }
+}
 
 /// A token, without what makes it one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -91,6 +118,11 @@ impl Catalog {
         let keys = self.list_all(keys::TOKENS, "tokens", TOKENS_MAX * 2).await?;
         let found = self.read(&keys).await?;
         found.into_iter().filter_map(|(key, value)| Some(decode(&key, &value?.value))).collect()
+    }
+
+    /// Are there any? Told as it was [`REMEMBERED_FOR`] ago at most: whoever has no token asks this, as often as they like.
+    pub async fn has_tokens(&self) -> Result<bool, CatalogError> {
+        self.inner.has_tokens.get(|| async { Ok(!self.list(keys::TOKENS, None, 1).await?.keys.is_empty()) }).await
     }
 
     /// Makes a token. The text is shown once: nothing keeps it.
@@ -183,4 +215,34 @@ fn is_id(id: &str) -> bool {
 
 fn digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::engine::EngineError;
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_ask_whether_there_are_tokens_the_engine_is_asked_once_a_second() {
+        let (looked, remembered) = (Cell::new(0), Remembered::default());
+        let look = async |answer: Result<bool, CatalogError>| {
+            looked.set(looked.get() + 1);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            answer
+        };
+        let none = || remembered.get(|| look(Ok(false)));
+        let answers = futures_util::future::join_all((0..100).map(|_| none())).await;
+        assert!(answers.into_iter().all(|answer| !answer.unwrap()));
+        assert_eq!(looked.get(), 1);
+        // What has changed is seen a second later, also that the engine is away.
+        tokio::time::advance(REMEMBERED_FOR).await;
+        assert!(remembered.get(|| look(Ok(true))).await.unwrap());
+        assert!(none().await.unwrap());
+        tokio::time::advance(REMEMBERED_FOR).await;
+        let away = || remembered.get(|| look(Err(EngineError::Unavailable("away".into()).into())));
+        assert!(away().await.is_err() && none().await.is_err());
+        assert_eq!(looked.get(), 3);
+    }
 }

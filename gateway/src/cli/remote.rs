@@ -37,6 +37,9 @@ pub struct RemoteArgs {
     /// Read the token from this file [default: the variable POSTERN_ADMIN_TOKEN].
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<std::path::PathBuf>,
+    /// Trust the certificate authorities in this file (PEM) instead of the system's, over https [env: POSTERN_CA_FILE].
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<std::path::PathBuf>,
     /// Print JSON, errors included.
     #[arg(long)]
     pub json: bool,
@@ -96,7 +99,8 @@ impl Remote {
             }
             None => set("POSTERN_ADMIN_TOKEN"),
         };
-        Ok(Remote { link: Link::new().map_err(Failure::Failed)?, base, token, json: args.json })
+        let ca_file = args.ca_file.clone().or_else(|| set("POSTERN_CA_FILE").map(Into::into));
+        Ok(Remote { link: Link::new(ca_file).map_err(Failure::Failed)?, base, token, json: args.json })
     }
 
     /// As [`new`](Remote::new), with the tenant: the one that is named, or the token's own.
@@ -203,7 +207,9 @@ impl Remote {
     fn unreachable(&self, error: &LinkError) -> Failure {
         let advice = match error {
             LinkError::Dial(_) => "is it running there? Say where it is with --url or POSTERN_URL",
-            LinkError::Tls(_) => "SSL_CERT_FILE can name a file of further authorities to trust",
+            LinkError::Tls(_) => {
+                "if its certificate is of an authority of your own, name that one's file with --ca-file or POSTERN_CA_FILE"
+            }
             LinkError::Timeout(_) | LinkError::Broken(_) => "look whether it was done before you try again",
         };
         self.failure(

@@ -253,12 +253,31 @@ fn what_cannot_stand_in_a_tenant_file_is_explained() {
         ),
         ("", "[[plugins]]\nname = \"x\"\nrole = \"authorizer\"\ncomponent = \"plugin.wasm\"", &["a second authorizer"]),
         ("", "events = [\"a\"]", &["plugins[0].events: only a handler has events"]),
-        ("", "settings = { a = [1] }", &["plugins[0].settings.a", "must be a text"]),
+        ("", "settings = { a = [1, { b = inf }] }", &["plugins[0].settings.a", "that JSON has", "an array"]),
+        ("", "settings = { a = 2026-11-22 }", &["plugins[0].settings.a", "no date"]),
     ] {
         assert_says(&mistake(&tenant_text(before, after)), parts);
     }
     let files = Files::with_tenant("other", &tenant_text("", ""));
     assert_says(&files.load(&[], &[]).unwrap_err()[0], &["other.toml:1: name: must be \"other\"", "not \"acme\""]);
+}
+
+#[test]
+fn a_setting_that_is_no_text_is_handed_to_the_plugin_as_json() {
+    let written = "[plugins.settings]\ntext = \"a [b]\"\nnumber = 0x10\nlarge = 1_000\nreal = 1.5\ntruth = true\n\
+                   list = [1, \"two\", [3.5, false]]\ncolors = { a = 1, \"b c\" = { d = [] } }\n";
+    let settings = tenant(&tenant_text("", written)).plugins.remove(0).settings;
+    for (name, text) in [
+        ("text", "a [b]"),
+        ("number", "16"),
+        ("large", "1000"),
+        ("real", "1.5"),
+        ("truth", "true"),
+        ("list", r#"[1,"two",[3.5,false]]"#),
+        ("colors", r#"{"a":1,"b c":{"d":[]}}"#),
+    ] {
+        assert_eq!(settings[name], text);
+    }
 }
 
 /// A tenant file with these keys.

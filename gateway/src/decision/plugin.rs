@@ -54,7 +54,7 @@ pub use journal::{
 use load::{Cache, code_hash};
 pub use load::{
     Checked, CodeCache, CompileOrders, Compiler, LoadError, Signature, SignatureError, Surface, UploadPolicy,
-    compile_worker, inspect, own_program, public_key, sign, verify,
+    compile_worker, digest, inspect, own_program, public_key, sign, verify,
 };
 pub use transaction::{Author, Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
 pub use usage::PluginUsage;

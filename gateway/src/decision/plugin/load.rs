@@ -32,7 +32,7 @@ pub(super) use cache::Cache;
 pub use cache::CodeCache;
 pub use compile::Compiler;
 pub use inspect::{Surface, inspect};
-pub use signature::{Signature, SignatureError, public_key, sign, verify};
+pub use signature::{Signature, SignatureError, digest, public_key, sign, verify};
 pub(super) use worker::code_hash;
 pub use worker::{Orders as CompileOrders, own_program, serve as compile_worker};
 

@@ -32,7 +32,7 @@ pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap) -> Result<Acto
 
 /// Without a token: is there any that would be good?
 async fn nobody(gateway: &Gateway) -> Result<Denied, Denied> {
-    if gateway.config.admin_token.is_none() && gateway.catalog.tokens().await?.is_empty() {
+    if gateway.config.admin_token.is_none() && !gateway.catalog.has_tokens().await? {
         let text = "the admin API is off: start the gateway with the setting admin_token (POSTERN_ADMIN_TOKEN, 32 \
                     characters or more) and send it as Authorization: Bearer";
         return Ok(Denied::new(StatusCode::FORBIDDEN, "admin_disabled", text));

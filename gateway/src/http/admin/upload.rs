@@ -9,7 +9,6 @@ use hyper::StatusCode;
 use hyper::http::HeaderMap;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::body::{self, UPLOAD_TIMEOUT};
 use super::denied::Denied;
@@ -18,7 +17,7 @@ use super::query::Query;
 use super::{Asked, Done};
 use crate::catalog::{self, CatalogError, NewVersion, PluginRecord, ROLLOUT_DEADLINE, VersionRecord};
 use crate::config::{Mistakes, plugin_from_json, tenant_from_json};
-use crate::decision::plugin::{LoadError, Signature, SignatureError, UploadPolicy};
+use crate::decision::plugin::{LoadError, Signature, SignatureError, UploadPolicy, digest};
 use crate::gateway::Gateway;
 use crate::tenant::{PluginSettings, Role, Tenant, TenantId};
 
@@ -168,7 +167,7 @@ fn mistakes(Mistakes(mistakes): Mistakes) -> Denied {
 /// Bytes that were changed on their way are not what the sender meant.
 fn is_what_was_sent(headers: &HeaderMap, component: &Bytes) -> Result<(), Denied> {
     let Some(expected) = headers.get(DIGEST) else { return Ok(()) };
-    let digest: String = Sha256::digest(component).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest(component);
     if expected.as_bytes().eq_ignore_ascii_case(digest.as_bytes()) {
         return Ok(());
     }

@@ -134,6 +134,30 @@ fn a_document_that_does_not_come_is_not_waited_for_without_end() {
 }
 
 #[test]
+fn a_component_that_stands_still_is_given_up_and_its_place_is_free_again() {
+    let node = node(Vec::new());
+    operate(&node, "POST", "/tenants", json!({ "name": "acme" }));
+    let path = "/tenants/acme/plugins/echo/versions?role=handler";
+    let good = std::fs::read(component("bench")).unwrap();
+    let length = good.len();
+    let head =
+        format!("POST /admin/v1{path} HTTP/1.1\r\nauthorization: Bearer {OPERATOR}\r\ncontent-length: {length}\r\n");
+    let began = Instant::now();
+    // As many as a tenant may have.
+    std::thread::scope(|scope| {
+        let stalled = || raw(&node, &head, &good[..length / 2]);
+        for upload in [scope.spawn(stalled), scope.spawn(stalled)] {
+            let (status, refusal) = upload.join().unwrap();
+            assert_eq!((status, &refusal["error"]["code"]), (408, &json!("too_slow")), "{refusal}");
+            assert!(refusal["error"]["message"].as_str().unwrap().contains("stand still for 15 s"), "{refusal}");
+        }
+    });
+    let waited = began.elapsed();
+    assert!((14..25).contains(&waited.as_secs()), "{waited:?}");
+    assert_eq!(upload(&node, path, "", &good).0, 201);
+}
+
+#[test]
 fn whoever_has_no_token_is_not_read_from() {
     let node = node(Vec::new());
     let head = "POST /admin/v1/tenants/acme/plugins/echo/versions HTTP/1.1\r\ncontent-length: 1000000\r\n";

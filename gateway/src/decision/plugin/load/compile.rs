@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
@@ -14,6 +13,7 @@ use super::super::failure::{MESSAGE_BYTES_MAX, tame};
 use super::super::host::Call;
 use super::super::{Host, contract};
 use super::inspect::{Surface, survey, validate};
+use super::signature::digest;
 use super::{LoadError, worker};
 use crate::decision::plugin::bindings::Links;
 use crate::decision::plugin::instance::Prepared;
@@ -33,10 +33,7 @@ pub enum Compiler {
 impl Host {
     /// The SHA-256 of a component, in lower-case hexadecimal.
     pub(super) async fn digest(&self, component: Bytes) -> Result<String, LoadError> {
-        self.blocking(&self.loads, move || {
-            Ok(Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect())
-        })
-        .await
+        self.blocking(&self.loads, move || Ok(digest(&component))).await
     }
 
     /// Looks at a component without validating it: that is for the compiler, whose time is bounded.
