@@ -22,13 +22,15 @@ mod auth;
 mod document;
 mod limits;
 mod plugins;
+mod secrets;
 mod signature;
 mod source;
 mod tenant;
 #[cfg(test)]
 mod tests;
 
-pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json, without_secrets};
+pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json};
+pub use secrets::{NOT_SHOWN, SET, only_names, without_secrets};
 use source::{Document, Given, Report, Section, read_text};
 pub use source::{Mistake, Mistakes, Place};
 pub use tenant::role_name;

@@ -7,19 +7,14 @@ use serde_json::{Map, Value};
 
 use super::record::{FORMAT, decode};
 use super::store::Draft;
-use super::{Actor, Catalog, CatalogError, PAGE_MAX, keys};
+use super::{Actor, Catalog, CatalogError, PAGE_MAX, PluginRecord, keys};
 use crate::client::random_id;
 use crate::commit::{Millis, now_ms};
+use crate::config::{only_names, without_secrets};
 use crate::tenant::TenantId;
 
 /// How long audit records are kept, in milliseconds: 400 days.
 pub const AUDIT_KEPT_MS: Millis = 400 * 24 * 3_600_000;
-
-/// What stands where a secret was.
-const REDACTED: &str = "(secret)";
-
-/// Values under keys that contain one of these words are not shown.
-const SECRET_WORDS: [&str; 6] = ["secret", "token", "password", "private", "jwk", "pem"];
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,27 +42,6 @@ pub struct AuditRecord {
     /// The same, as it is now; `null`: it is not there any more.
     #[serde(default)]
     pub after: Value,
-}
-
-/// A value without its secrets: texts under names that sound like one are replaced, however deep they are.
-pub fn redacted(value: &Value) -> Value {
-    match value {
-        Value::Object(members) => {
-            let members = members.iter().map(|(name, value)| {
-                let lower = name.to_ascii_lowercase();
-                // The name of a variable or of a file is no secret.
-                let named = lower.ends_with("_env") || lower.ends_with("_file");
-                let secret = !named && SECRET_WORDS.iter().any(|word| lower.contains(word));
-                match value {
-                    Value::String(_) | Value::Object(_) | Value::Array(_) if secret => (name.clone(), REDACTED.into()),
-                    value => (name.clone(), redacted(value)),
-                }
-            });
-            Value::Object(members.collect())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(redacted).collect()),
-        other => other.clone(),
-    }
 }
 
 /// Of two values what differs: of objects their differing members.
@@ -128,6 +102,35 @@ impl Draft<'_> {
         after: Option<&T>,
     ) -> Result<(), CatalogError> {
         let (before, after) = difference(told(before), told(after));
+        self.audit_of_values(by, tenant, what, subject, [&before, &after])
+    }
+
+    /// The same for a plugin. Of its own settings only the names are told: the log lives longer than their secrets
+    /// should, and more people read it.
+    pub(super) fn audit_of_plugin(
+        &mut self,
+        by: &Actor,
+        tenant: &TenantId,
+        what: &str,
+        before: Option<&PluginRecord>,
+        after: Option<&PluginRecord>,
+    ) -> Result<(), CatalogError> {
+        let name = before.or(after).map(|plugin| plugin.name.clone()).unwrap_or_default();
+        let (mut before, mut after) = difference(told(before), told(after));
+        for settings in [&mut before, &mut after].into_iter().filter_map(|value| value.get_mut("settings")) {
+            *settings = only_names(settings);
+        }
+        self.audit_of_values(by, Some(tenant), what, &name, [&before, &after])
+    }
+
+    fn audit_of_values(
+        &mut self,
+        by: &Actor,
+        tenant: Option<&TenantId>,
+        what: &str,
+        subject: &str,
+        [before, after]: [&Value; 2],
+    ) -> Result<(), CatalogError> {
         let record = AuditRecord {
             format: FORMAT,
             id: next_id(),
@@ -136,8 +139,8 @@ impl Draft<'_> {
             tenant: tenant.cloned(),
             what: what.into(),
             subject: subject.into(),
-            before: redacted(&before),
-            after: redacted(&after),
+            before: without_secrets(before),
+            after: without_secrets(after),
         };
         if let Some(tenant) = tenant {
             self.put_bytes(keys::audit_of(tenant, &record.id), "{}".into(), Some(AUDIT_KEPT_MS));
@@ -176,21 +179,11 @@ mod tests {
         let after = json!({ "settings": { "relay": ["a"], "auth": { "keys": [{ "id": "k2", "secret": "t" }] } }, "same": 1, "new": 2 });
         let (before, after) = difference(before, after);
         assert_eq!(
-            redacted(&before),
+            without_secrets(&before),
             json!({ "settings": { "auth": { "keys": [{ "id": "k1", "secret": "(secret)" }] } } })
         );
-        assert_eq!(redacted(&after)["settings"]["auth"]["keys"][0], json!({ "id": "k2", "secret": "(secret)" }));
+        assert_eq!(without_secrets(&after)["settings"]["auth"]["keys"][0], json!({ "id": "k2", "secret": "(secret)" }));
         assert_eq!(after["new"], 2);
-    }
-
-    #[test]
-    fn names_of_variables_are_told_and_keys_however_written_are_not() {
-        let value = json!({ "backend_token": "x", "backend_token_env": "V", "jwk": { "k": "x" }, "pem": "x", "api_Secret": ["x"] });
-        let redacted = redacted(&value);
-        assert_eq!(redacted["backend_token_env"], "V");
-        for name in ["backend_token", "jwk", "pem", "api_Secret"] {
-            assert_eq!(redacted[name], REDACTED, "{name}");
-        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::token::needs;
 use super::{Asked, Denied, Done, body, no_tenant, ok, route::Need};
 use crate::catalog::{CatalogError, PAGE_MAX, Scope, TenantRecord, UsageRow, day_of};
 use crate::commit::now_ms;
-use crate::config::{Mistakes, tenant_from_json, without_secrets};
+use crate::config::{Mistakes, NOT_SHOWN, tenant_from_json, without_secrets};
 use crate::gateway::Gateway;
 use crate::tenant::TenantId;
 
@@ -20,9 +20,6 @@ const LISTED_MAX: usize = 500;
 /// What only an operator changes: what a tenant may use up, which hosts are its, and whose components are believed:
 /// whoever has stolen a token to push with cannot do without the signature.
 const OF_THE_OPERATOR: [&str; 5] = ["limits", "call_limits", "hosts", "signature_keys", "require_signature"];
-
-/// What stands where a secret is not shown.
-const NOT_SHOWN: &str = "(secret)";
 
 /// How many days of accounts are answered unless the call says otherwise, in milliseconds.
 const USAGE_MS: u64 = 30 * 86_400_000;
@@ -193,7 +190,7 @@ pub(super) async fn change_settings(asked: Asked) -> Done {
 /// Secrets that come back as they were shown would replace the real ones.
 fn not_shown(value: &Value, path: &str, found: &mut Vec<String>) {
     match value {
-        Value::String(text) if text == NOT_SHOWN => {
+        Value::String(text) if text.contains(NOT_SHOWN) => {
             found.push(format!("{path}: {NOT_SHOWN} stands for what is not shown: give the value, or leave it out"));
         }
         Value::Object(object) => {
