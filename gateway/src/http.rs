@@ -112,7 +112,10 @@ impl server::Service for Http {
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
         let tenant = tenant.or_else(|| self.gateway.tenant_of_host(host?));
         let origins = match &tenant {
-            Some(tenant) if !tenant.settings().origins.is_empty() => tenant.settings().origins.clone(),
+            // The admin API is of all tenants, whosever host it is called by.
+            Some(tenant) if !matches!(target, Target::Admin) && !tenant.settings().origins.is_empty() => {
+                tenant.settings().origins.clone()
+            }
             _ => self.gateway.config.origins.clone(),
         };
         let allowed = upgrade::origin_allowed(request.headers(), &origins);
