@@ -250,6 +250,7 @@ pub struct Decisions {
     /// A commit met a connection that is not registered.
     absent: Arc<Notify>,
     backlog: Arc<Backlog>,
+    revocation_count: revocation::Count,
 }
 
 impl Decisions {
@@ -264,6 +265,7 @@ impl Decisions {
             published: Arc::default(),
             absent: Arc::default(),
             backlog,
+            revocation_count: revocation::Count::default(),
         }
     }
 

@@ -150,6 +150,24 @@ impl Draft<'_> {
 }
 
 impl Catalog {
+    /// Says what is about to be done that is no change of the catalog, such as a revocation. Only what could be said
+    /// may then be done.
+    ///
+    /// # Errors
+    /// The engine; then it should not be done.
+    pub async fn tell(
+        &self,
+        by: &Actor,
+        tenant: &TenantId,
+        what: &str,
+        subject: &str,
+        after: Option<&Value>,
+    ) -> Result<(), CatalogError> {
+        let mut draft = self.draft();
+        draft.audit(by, Some(tenant), what, subject, None, after)?;
+        draft.commit().await.map(drop)
+    }
+
     /// What was changed, the latest first, of one tenant or of everything; after the record with the id `before`, at
     /// most `limit` and [`PAGE_MAX`].
     pub async fn audit(

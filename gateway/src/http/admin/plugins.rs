@@ -228,7 +228,8 @@ impl Wanted {
                 let text = value.text();
                 text == SET || text.contains(NOT_SHOWN)
             });
-            let back: Vec<_> = back.map(|(name, _)| format!("settings.{name}: give the value, or leave it out")).collect();
+            let back: Vec<_> =
+                back.map(|(name, _)| format!("settings.{name}: give the value, or leave it out")).collect();
             if !back.is_empty() {
                 return Err(CatalogError::Invalid(back));
             }
