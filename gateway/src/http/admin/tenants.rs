@@ -101,6 +101,7 @@ fn listed(name: &str, source: &str, disabled: bool, plugins: usize) -> Value {
 pub(super) async fn create(asked: Asked) -> Done {
     let NewTenant { name, settings } = body::json(asked.body).await?;
     let id = TenantId::parse(&name).map_err(|error| Denied::invalid(format!("name: {error}")))?;
+    free_hosts(&asked.gateway, &id, settings.get("hosts"))?;
     let record = TenantRecord::new(id.clone(), settings);
     let made = asked
         .gateway
@@ -176,6 +177,7 @@ pub(super) async fn change_settings(asked: Asked) -> Done {
     if !hidden.is_empty() {
         return Err(Denied::mistakes(hidden));
     }
+    free_hosts(&asked.gateway, &id, patch.get("hosts"))?;
     let changed = asked.gateway.catalog.change_tenant(&asked.actor, &id, "tenant.settings", |there| {
         let mut tenant = there.ok_or_else(|| missing(&id))?;
         let mut settings = Value::Object(std::mem::take(&mut tenant.settings));
@@ -185,6 +187,18 @@ pub(super) async fn change_settings(asked: Asked) -> Done {
     });
     let changed = changed.await?.ok_or_else(|| no_tenant(id.as_str()))?;
     Ok(ok(shown(&asked.gateway, &changed)))
+}
+
+/// Refuses hosts that another tenant has, as this node knows them: of two with one host only one is served there.
+fn free_hosts(gateway: &Gateway, id: &TenantId, hosts: Option<&Value>) -> Result<(), CatalogError> {
+    for host in hosts.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        let host = host.to_ascii_lowercase();
+        let others = gateway.tenants().into_iter().filter(|tenant| tenant.id != *id);
+        if let Some(other) = others.into_iter().find(|tenant| tenant.settings().hosts.contains(&host)) {
+            return Err(CatalogError::Conflict(format!("{host:?} is also a host of the tenant {}", other.id)));
+        }
+    }
+    Ok(())
 }
 
 /// Secrets that come back as they were shown would replace the real ones.
