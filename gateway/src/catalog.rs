@@ -31,7 +31,7 @@ mod tenants;
 mod tokens;
 mod usage;
 
-pub use audit::{AUDIT_KEPT_MS, AuditRecord, redacted};
+pub use audit::{AUDIT_KEPT_MS, AuditRecord};
 pub use follower::CatalogFollower;
 pub use plugins::{AddedVersion, PREVIOUS_KEPT_MAX};
 pub use record::{

@@ -12,6 +12,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::connection::server::UNFINISHED_HEADS_DEFAULT;
 use crate::decision::plugin::HostSettings;
 use crate::engine::mistake_in_redis_url;
 use crate::telemetry::labels::TENANTS_MAX_DEFAULT;
@@ -23,6 +24,7 @@ mod auth;
 mod document;
 mod limits;
 mod plugins;
+mod secrets;
 mod signature;
 mod source;
 mod tenant;
@@ -30,7 +32,8 @@ mod tenant;
 mod tests;
 
 pub use admin::AdminLimits;
-pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json, without_secrets};
+pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json};
+pub use secrets::{NOT_SHOWN, SET, only_names, without_secrets};
 use source::{Document, Given, Report, Section, read_text};
 pub use source::{Mistake, Mistakes, Place};
 pub use tenant::role_name;
@@ -60,9 +63,16 @@ pub struct Config {
     /// Tenants that metrics name, each with some plugins; the others are together under `other`:
     /// `metrics_tenants_max`; 0 to 100,000, default 200.
     pub metrics_tenants_max: usize,
+    /// The bearer token that `/metrics` and `/api/v1/ws/metrics` want, for these name the tenants: `metrics_token`,
+    /// `POSTERN_METRICS_TOKEN`; 32 bytes or more, printable ASCII. `None`: everybody may read them who reaches the port.
+    pub metrics_token: Option<Secret>,
     /// Open connections at the same time: `max_connections`, `MAX_CONNECTIONS`; 1 to 10,000,000,
     /// default 10,000.
     pub max_connections: u32,
+    /// HTTP connections of one address whose next request's head is not whole, while more than half of all are taken:
+    /// `unfinished_heads_per_address`; 1 to 1,000,000, default 64. Behind a proxy all clients come from its address:
+    /// bound them there, and set this to 1,024 or more.
+    pub unfinished_heads_per_address: u32,
     /// How often clients are pinged: `ping_interval_ms`; 100 to 600,000, default 25,000.
     pub ping_interval: Duration,
     /// How long a pong may take: `ping_timeout_ms`; 100 to 600,000, default 20,000.
@@ -106,8 +116,8 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// An operator's token shorter than this can be guessed, in bytes.
-const ADMIN_TOKEN_BYTES_MIN: usize = 32;
+/// A token of the settings that is shorter than this can be guessed, in bytes.
+const BEARER_TOKEN_BYTES_MIN: usize = 32;
 
 /// When the embedded engine acknowledges a durable commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -319,10 +329,17 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
             .get("metrics_tenants_max", "", "")
             .and_then(|given| given.integer(0..=100_000, report))
             .unwrap_or(TENANTS_MAX_DEFAULT),
+        metrics_token: layers
+            .get("metrics_token", "POSTERN_METRICS_TOKEN", "")
+            .and_then(|given| bearer_token(&given.secret(), report)),
         max_connections: layers
             .get("max_connections", "MAX_CONNECTIONS", "max-connections")
             .and_then(|given| given.integer(1..=10_000_000, report))
             .unwrap_or(10_000),
+        unfinished_heads_per_address: layers
+            .get("unfinished_heads_per_address", "", "")
+            .and_then(|given| given.integer(1..=1_000_000, report))
+            .unwrap_or(UNFINISHED_HEADS_DEFAULT),
         ping_interval: millis(&mut layers, "ping_interval_ms", 100..=600_000, 25_000, report),
         ping_timeout: millis(&mut layers, "ping_timeout_ms", 100..=600_000, 20_000, report),
         handshake_timeout: millis(&mut layers, "handshake_timeout_ms", 100..=120_000, 10_000, report),
@@ -342,7 +359,7 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
             .unwrap_or("info".into()),
         admin_token: layers
             .get("admin_token", "POSTERN_ADMIN_TOKEN", "")
-            .and_then(|given| admin_token(&given.secret(), report)),
+            .and_then(|given| bearer_token(&given.secret(), report)),
         demo: layers.get("demo", "POSTERN_DEMO", "demo").and_then(|given| given.boolean(report)).unwrap_or(false),
         tenants: Vec::new(),
         warnings: Vec::new(),
@@ -408,11 +425,11 @@ fn durability(given: &Given<'_>, report: &mut Report) -> Option<Durability> {
     }
 }
 
-fn admin_token(given: &Given<'_>, report: &mut Report) -> Option<Secret> {
+fn bearer_token(given: &Given<'_>, report: &mut Report) -> Option<Secret> {
     let token = given.string(report)?;
-    if token.len() < ADMIN_TOKEN_BYTES_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if token.len() < BEARER_TOKEN_BYTES_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         let must = format!(
-            "must be {ADMIN_TOKEN_BYTES_MIN} or more printable ASCII characters without spaces; this one has {} bytes \
+            "must be {BEARER_TOKEN_BYTES_MIN} or more printable ASCII characters without spaces; this one has {} bytes \
              (for example from `openssl rand -hex 32`)",
             token.len()
         );

@@ -1,5 +1,6 @@
 //! Act 1: bytes become events.
 
+mod heads;
 pub mod server;
 pub mod upgrade;
 

@@ -176,6 +176,7 @@ pub struct Decisions {
     /// A commit met a connection that is not registered.
     absent: Arc<Notify>,
     backlog: Arc<Backlog>,
+    revocation_count: revocation::Count,
 }
 
 /// How long a timer rests whose plugin is not a handler of the tenant at the moment, in milliseconds: it may come back,
@@ -196,6 +197,7 @@ impl Decisions {
             rooms_here: Arc::new(RoomsHere::new(Limits::default().rooms)),
             absent: Arc::default(),
             backlog,
+            revocation_count: revocation::Count::default(),
         }
     }
 

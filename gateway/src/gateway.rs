@@ -145,7 +145,10 @@ impl Gateway {
     /// The tenant of a `Host` header, where one has that name among its hosts.
     pub fn tenant_of_host(&self, host: &str) -> Option<Arc<LiveTenant>> {
         let name = host.rsplit_once(':').map_or(host, |(name, _port)| name).to_ascii_lowercase();
-        self.tenants.load().values().find(|tenant| tenant.settings.load().hosts.contains(&name)).cloned()
+        let tenants = self.tenants.load();
+        let of_host = tenants.values().filter(|tenant| tenant.settings.load().hosts.contains(&name));
+        // Where two have it, one of a file goes first; every node answers with the same.
+        of_host.min_by_key(|tenant| (self.catalog.file_of(&tenant.id).is_none(), &tenant.id)).cloned()
     }
 
     /// All tenants.

@@ -14,7 +14,9 @@ use hyper::body::Incoming;
 use hyper::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, CONTENT_TYPE,
     HOST, HeaderValue, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_VERSION, UPGRADE, VARY,
+    WWW_AUTHENTICATE,
 };
+use hyper::http::HeaderMap;
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -112,7 +114,10 @@ impl server::Service for Http {
         let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
         let tenant = tenant.or_else(|| self.gateway.tenant_of_host(host?));
         let origins = match &tenant {
-            Some(tenant) if !tenant.settings().origins.is_empty() => tenant.settings().origins.clone(),
+            // The admin API is of all tenants, whosever host it is called by.
+            Some(tenant) if !matches!(target, Target::Admin) && !tenant.settings().origins.is_empty() => {
+                tenant.settings().origins.clone()
+            }
             _ => self.gateway.config.origins.clone(),
         };
         let allowed = upgrade::origin_allowed(request.headers(), &origins);
@@ -161,6 +166,12 @@ impl Http {
         Http { gateway }
     }
 
+    /// May whoever sends this see what names the tenants?
+    fn may_measure(&self, headers: &HeaderMap) -> bool {
+        let Some(expected) = &self.gateway.config.metrics_token else { return true };
+        upgrade::token(headers, None).is_some_and(|given| same(given.as_bytes(), &expected.0))
+    }
+
     async fn route(
         &self,
         target: Target,
@@ -178,6 +189,12 @@ impl Http {
             (&Method::GET, Target::Health) => health::health(&self.gateway),
             (&Method::GET, Target::Live) => json_answer(StatusCode::OK, &json!({ "status": "live" })),
             (&Method::GET, Target::Ready) => health::ready(&self.gateway).await,
+            (&Method::GET, Target::Metrics | Target::Status) if !self.may_measure(request.headers()) => {
+                let text = "send the setting metrics_token as Authorization: Bearer";
+                let mut answer = refusal(StatusCode::UNAUTHORIZED, "unauthorized", text);
+                answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                answer
+            }
             (&Method::GET, Target::Metrics) => health::metrics(&self.gateway),
             (&Method::GET, Target::Status) => health::status(&self.gateway),
             (&Method::GET, Target::Demo(file)) if self.gateway.config.demo => pages::demo(&self.gateway, &file),

@@ -190,11 +190,17 @@ async fn make_up_for_loss(gateway: &Gateway, tenant: &LiveTenant, rooms: &Rooms)
 
 /// Ends the connections that hold revoked tokens, whatever hindered the log's telling so.
 async fn end_revoked(tenant: &LiveTenant, rooms: &Rooms) -> Result<(), String> {
-    let revoked = tenant.decisions.revoked().await.map_err(|error| error.to_string())?;
-    if revoked.is_empty() {
-        return Ok(());
+    let mut after = None;
+    loop {
+        let (revoked, next) = tenant.decisions.revoked(after.as_deref()).await.map_err(|error| error.to_string())?;
+        if !revoked.is_empty() {
+            rooms.revoke(revoked).await.map_err(|error| error.to_string())?;
+        }
+        after = next;
+        if after.is_none() {
+            return Ok(());
+        }
     }
-    rooms.revoke(revoked).await.map_err(|error| error.to_string())
 }
 
 /// Registers whom the registry has not and this node has. Whom others took out is not among them: the registry is read,

@@ -122,7 +122,12 @@ pub async fn run(
     tasks.spawn(upkeep(gateway.clone()));
     let address =
         listener.local_addr().map_err(|error| StartError::Listen { address: gateway.config.listen, error })?;
-    tasks.spawn(server::serve(listener, Arc::new(Http::new(gateway.clone())), tasks.clone()));
+    tasks.spawn(server::serve(
+        listener,
+        Arc::new(Http::new(gateway.clone())),
+        tasks.clone(),
+        gateway.config.unfinished_heads_per_address,
+    ));
     gateway.ready.store(true, Ordering::Release);
     tracing::info!(%address, engine = gateway.engine.name(), tenants = gateway.tenants().len(), "accepting connections");
     if let Some(welcome) = gateway.config.demo.then(|| welcome(&gateway, address)).flatten() {

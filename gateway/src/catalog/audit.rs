@@ -8,9 +8,10 @@ use sha2::{Digest, Sha256};
 
 use super::record::{FORMAT, decode};
 use super::store::Draft;
-use super::{Actor, Catalog, CatalogError, PAGE_MAX, keys};
+use super::{Actor, Catalog, CatalogError, PAGE_MAX, PluginRecord, keys};
 use crate::client::random_id;
 use crate::commit::{Millis, now_ms};
+use crate::config::{only_names, without_secrets};
 use crate::tenant::TenantId;
 
 /// How long audit records are kept, in milliseconds: 400 days.
@@ -22,12 +23,6 @@ const TEXT_BYTES_MAX: usize = 1 << 10;
 /// How much of a record is for what was there before, and how much for what is there now, in bytes: with the rest it
 /// has at most 16 KiB, for it is kept long, and whoever may change a tenant makes as many as it likes.
 const SIDE_BYTES_MAX: usize = 7 << 10;
-
-/// What stands where a secret was.
-const REDACTED: &str = "(secret)";
-
-/// Values under keys that contain one of these words are not shown.
-const SECRET_WORDS: [&str; 6] = ["secret", "token", "password", "private", "jwk", "pem"];
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,33 +50,6 @@ pub struct AuditRecord {
     /// The same, as it is now; `null`: it is not there any more.
     #[serde(default)]
     pub after: Value,
-}
-
-/// A value without its secrets: texts under names that sound like one are replaced, however deep they are.
-pub fn redacted(value: &Value) -> Value {
-    match value {
-        Value::Object(members) => {
-            let members = members.iter().map(|(name, value)| {
-                let lower = name.to_ascii_lowercase();
-                // The name of a variable or of a file is no secret.
-                let named = lower.ends_with("_env") || lower.ends_with("_file");
-                let secret = !named && SECRET_WORDS.iter().any(|word| lower.contains(word));
-                match value {
-                    Value::String(_) | Value::Object(_) | Value::Array(_) if secret => (name.clone(), REDACTED.into()),
-                    value => (name.clone(), redacted(value)),
-                }
-            });
-            Value::Object(members.collect())
-        }
-        Value::Array(items) => Value::Array(items.iter().map(redacted).collect()),
-        // Settings of plugins that are tables or arrays are kept as JSON in a text.
-        Value::String(text) if text.starts_with(['{', '[']) => {
-            let inner: Value = serde_json::from_str(text).unwrap_or_default();
-            let shown = redacted(&inner);
-            if shown == inner { value.clone() } else { shown.to_string().into() }
-        }
-        other => other.clone(),
-    }
 }
 
 /// A value without its long texts, of at most `limit` bytes of JSON: what does not fit is told by its length and SHA-256,
@@ -170,6 +138,35 @@ impl Draft<'_> {
             self.made_with(token);
         }
         let (before, after) = difference(told(before), told(after));
+        self.audit_of_values(by, tenant, what, subject, [&before, &after])
+    }
+
+    /// The same for a plugin. Of its own settings only the names are told: the log lives longer than their secrets
+    /// should, and more people read it.
+    pub(super) fn audit_of_plugin(
+        &mut self,
+        by: &Actor,
+        tenant: &TenantId,
+        what: &str,
+        before: Option<&PluginRecord>,
+        after: Option<&PluginRecord>,
+    ) -> Result<(), CatalogError> {
+        let name = before.or(after).map(|plugin| plugin.name.clone()).unwrap_or_default();
+        let (mut before, mut after) = difference(told(before), told(after));
+        for settings in [&mut before, &mut after].into_iter().filter_map(|value| value.get_mut("settings")) {
+            *settings = only_names(settings);
+        }
+        self.audit_of_values(by, Some(tenant), what, &name, [&before, &after])
+    }
+
+    fn audit_of_values(
+        &mut self,
+        by: &Actor,
+        tenant: Option<&TenantId>,
+        what: &str,
+        subject: &str,
+        [before, after]: [&Value; 2],
+    ) -> Result<(), CatalogError> {
         let record = AuditRecord {
             format: FORMAT,
             id: next_id(),
@@ -178,8 +175,8 @@ impl Draft<'_> {
             tenant: tenant.cloned(),
             what: what.into(),
             subject: subject.into(),
-            before: brief(redacted(&before), SIDE_BYTES_MAX),
-            after: brief(redacted(&after), SIDE_BYTES_MAX),
+            before: brief(without_secrets(before), SIDE_BYTES_MAX),
+            after: brief(without_secrets(after), SIDE_BYTES_MAX),
         };
         if let Some(tenant) = tenant {
             self.put_bytes(keys::audit_of(tenant, &record.id), "{}".into(), Some(AUDIT_KEPT_MS));
@@ -189,6 +186,24 @@ impl Draft<'_> {
 }
 
 impl Catalog {
+    /// Says what is about to be done that is no change of the catalog, such as a revocation. Only what could be said
+    /// may then be done.
+    ///
+    /// # Errors
+    /// The engine; then it should not be done.
+    pub async fn tell(
+        &self,
+        by: &Actor,
+        tenant: &TenantId,
+        what: &str,
+        subject: &str,
+        after: Option<&Value>,
+    ) -> Result<(), CatalogError> {
+        let mut draft = self.draft();
+        draft.audit(by, Some(tenant), what, subject, None, after)?;
+        draft.commit().await.map(drop)
+    }
+
     /// What was changed, the latest first, of one tenant or of everything; after the record with the id `before`, at
     /// most `limit` and [`PAGE_MAX`].
     pub async fn audit(
@@ -218,21 +233,11 @@ mod tests {
         let after = json!({ "settings": { "relay": ["a"], "auth": { "keys": [{ "id": "k2", "secret": "t" }] } }, "same": 1, "new": 2 });
         let (before, after) = difference(before, after);
         assert_eq!(
-            redacted(&before),
+            without_secrets(&before),
             json!({ "settings": { "auth": { "keys": [{ "id": "k1", "secret": "(secret)" }] } } })
         );
-        assert_eq!(redacted(&after)["settings"]["auth"]["keys"][0], json!({ "id": "k2", "secret": "(secret)" }));
+        assert_eq!(without_secrets(&after)["settings"]["auth"]["keys"][0], json!({ "id": "k2", "secret": "(secret)" }));
         assert_eq!(after["new"], 2);
-    }
-
-    #[test]
-    fn names_of_variables_are_told_and_keys_however_written_are_not() {
-        let value = json!({ "backend_token": "x", "backend_token_env": "V", "jwk": { "k": "x" }, "pem": "x", "api_Secret": ["x"] });
-        let redacted = redacted(&value);
-        assert_eq!(redacted["backend_token_env"], "V");
-        for name in ["backend_token", "jwk", "pem", "api_Secret"] {
-            assert_eq!(redacted[name], REDACTED, "{name}");
-        }
     }
 
     #[test]

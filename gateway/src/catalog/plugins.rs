@@ -47,7 +47,7 @@ impl Found<'_> {
             None => self.draft.delete(keys::plugin(id, name)),
         }
         self.draft.put(keys::tenant(id), &touched(self.tenant.clone(), Some(&self.tenant)), None)?;
-        self.draft.audit(by, Some(id), what, name, self.plugin.as_ref(), after)?;
+        self.draft.audit_of_plugin(by, id, what, self.plugin.as_ref(), after)?;
         self.draft.tell(&Changed::Tenant { tenant: id.clone() });
         self.draft.commit().await
     }

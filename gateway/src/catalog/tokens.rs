@@ -20,6 +20,12 @@ pub const TOKENS_MAX: usize = 1_000;
 /// The longest name of a token, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
+/// Names by which the audit log calls others than tokens: nobody's deeds are to look like theirs.
+const RESERVED: [&str; 4] = ["admin_token", "breaker", "roll-out", "gateway"];
+
+/// What such names begin with.
+const RESERVED_PREFIX: &str = "api-key:";
+
 /// What a token starts with, so that whoever finds one knows what it is.
 const PREFIX: &str = "postern_";
 
@@ -100,6 +106,10 @@ impl NewToken {
         if !(1..=NAME_BYTES_MAX).contains(&self.name.len()) || self.name.chars().any(char::is_control) {
             mistakes.push(format!("name must have 1 to {NAME_BYTES_MAX} bytes, and no control characters"));
         }
+        let name = self.name.trim().to_lowercase();
+        if RESERVED.contains(&name.as_str()) || name.starts_with(RESERVED_PREFIX) {
+            mistakes.push(format!("name: {:?} is what the audit log calls a part of the gateway", self.name));
+        }
         match (self.scope, &self.tenant) {
             (Scope::Operator, Some(_)) => mistakes.push("an operator's token has no tenant".into()),
             (Scope::TenantAdmin | Scope::TenantRead, None) => mistakes.push("tenant is missing".into()),
@@ -128,7 +138,11 @@ impl Catalog {
     /// Makes a token. The text is shown once: nothing keeps it.
     pub async fn create_token(&self, by: &Actor, new: NewToken) -> Result<(TokenRecord, String), CatalogError> {
         new.check()?;
-        let count = self.tokens().await?.len();
+        let tokens = self.tokens().await?;
+        let count = tokens.len();
+        if tokens.iter().any(|token| token.name == new.name) {
+            return Err(CatalogError::Exists { what: "token", name: new.name });
+        }
         if count >= TOKENS_MAX {
             return Err(CatalogError::Limit { what: "tokens", value: count + 1, limit: TOKENS_MAX });
         }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 
 use serde_json::Value;
 
-use super::remote::plain;
+use super::remote::{plain, plain_json};
 
 /// Prints a line of a result. `false`: nobody reads it any more.
 pub(super) fn line(text: &str) -> bool {
@@ -13,7 +13,7 @@ pub(super) fn line(text: &str) -> bool {
 
 /// Prints a result as JSON.
 pub(super) fn json(value: &Value) {
-    line(&format!("{value:#}"));
+    line(&plain_json(&format!("{value:#}")));
 }
 
 /// Tells how it goes. Whether somebody hears it does not matter.

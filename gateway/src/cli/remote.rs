@@ -40,6 +40,9 @@ pub struct RemoteArgs {
     /// Trust the certificate authorities in this file (PEM) instead of the system's, over https [env: POSTERN_CA_FILE].
     #[arg(long, value_name = "FILE")]
     pub ca_file: Option<std::path::PathBuf>,
+    /// Send the token without TLS to a gateway that is not on this machine.
+    #[arg(long)]
+    pub insecure_http: bool,
     /// Print JSON, errors included.
     #[arg(long)]
     pub json: bool,
@@ -90,6 +93,9 @@ impl Remote {
             return Err(Failure::Usage(format!(
                 "{url:?} is no URL of a gateway (--url, POSTERN_URL): give one such as {URL} or https://gateway.example.com"
             )));
+        }
+        if let Some(uri) = &uri {
+            may_be_called(uri, args.insecure_http)?;
         }
         let token = match &args.token_file {
             Some(path) => {
@@ -234,7 +240,7 @@ impl Remote {
         if self.json {
             let mut error = error.clone();
             error["advice"] = advice.into();
-            return Failure::Failed(json!({ "error": error }).to_string());
+            return Failure::Failed(plain_json(&json!({ "error": error }).to_string()));
         }
         let mistakes: Vec<_> = error["mistakes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let mut text = match mistakes.len() {
@@ -250,6 +256,25 @@ impl Remote {
         }
         Failure::Failed(text)
     }
+}
+
+/// Is it an address to which a token may go?
+fn may_be_called(uri: &Uri, insecure_http: bool) -> Result<(), Failure> {
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        let text = "the URL of the gateway (--url, POSTERN_URL) holds a user or a password: leave that out; the token \
+                    goes into POSTERN_ADMIN_TOKEN or --token-file";
+        return Err(Failure::Usage(text.into()));
+    }
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_here = host.eq_ignore_ascii_case("localhost")
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback());
+    if uri.scheme_str() == Some("http") && !is_here && !insecure_http {
+        return Err(Failure::Usage(format!(
+            "http://{host} (--url, POSTERN_URL) would send the token in the clear: use https, or --insecure-http if \
+             nobody listens on the way"
+        )));
+    }
+    Ok(())
 }
 
 /// What to do about a refusal.
@@ -289,11 +314,28 @@ pub fn part(text: &str) -> String {
 pub fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        let turns =
-            matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || turns { plain.extend(c.escape_default()) } else { plain.push(c) }
+        if c.is_control() || turns(c) { plain.extend(c.escape_default()) } else { plain.push(c) }
     }
     plain
+}
+
+/// JSON that does nothing to a terminal, and says the same.
+pub fn plain_json(json: &str) -> String {
+    let mut plain = String::with_capacity(json.len());
+    for c in json.chars() {
+        // JSON itself escapes those below; these stand in texts only, and each is one unit of UTF-16.
+        if matches!(c, '\u{7f}'..='\u{9f}') || turns(c) {
+            let _ = write!(plain, "\\u{:04x}", u32::from(c));
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
+
+/// Does it change where text stands or which way it runs?
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Is somebody watching what is told beside the results?
@@ -313,6 +355,33 @@ mod tests {
             let args = RemoteArgs { url: Some(wrong.into()), ..RemoteArgs::default() };
             let Err(Failure::Usage(text)) = Remote::new(&args, &BTreeMap::new()) else { panic!("{wrong} was taken") };
             assert!(text.contains("POSTERN_URL"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_token_goes_in_the_clear_to_this_machine_only() {
+        let new = |url: &str, insecure_http| {
+            Remote::new(&RemoteArgs { url: Some(url.into()), insecure_http, ..RemoteArgs::default() }, &BTreeMap::new())
+        };
+        for url in ["http://127.0.0.1:3000", "http://localhost", "http://[::1]:3000", "https://gateway.example.com"] {
+            assert!(new(url, false).is_ok(), "{url}");
+        }
+        for url in ["http://gateway:3000", "http://10.0.0.1", "http://127.0.0.1.example.com", "http://[2001:db8::1]"] {
+            let Err(Failure::Usage(text)) = new(url, false) else { panic!("{url} was taken") };
+            assert!(text.contains("--insecure-http") && new(url, true).is_ok(), "{text}");
+        }
+        for url in ["https://eve:hunter2@gateway", "http://127.0.0.1@gateway", "http://a:hunter2@127.0.0.1"] {
+            let Err(Failure::Usage(text)) = new(url, true) else { panic!("{url} was taken") };
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[test]
+    fn json_does_nothing_to_a_terminal_and_says_the_same() {
+        let value = json!({ "k\u{9b}": "\u{7f}\u{85}\u{9f}\u{202e}\u{2066}\u{1b}\u{a0}größer 日本 😀" });
+        for text in [plain_json(&value.to_string()), plain_json(&format!("{value:#}"))] {
+            assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || turns(c)), "{text:?}");
+            assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
         }
     }
 

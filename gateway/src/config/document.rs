@@ -19,9 +19,6 @@ const UPLOADED: &str = "(uploaded)";
 /// The longest document, in bytes as JSON.
 pub const DOCUMENT_BYTES_MAX: usize = 256 << 10;
 
-/// Keys of secrets, wherever they stand in a document.
-const SECRETS: [&str; 4] = ["secret", "pem", "jwk", "backend_token"];
-
 /// Keys that are not for documents, with what to do instead: at the root, in `auth`, in one of `auth.keys`.
 const ELSEWHERE: [(&str, &str); 7] = [
     ("name", "the name stands in the address"),
@@ -138,21 +135,6 @@ fn elsewhere<'a>(path: &str, keys: impl Iterator<Item = &'a String>, report: &mu
     }
 }
 
-/// The same document for people to see: secrets and keys replaced by `(secret)`.
-pub fn without_secrets(settings: &Value) -> Value {
-    match settings {
-        Value::Object(object) => {
-            let shown = |(key, value): (&String, &Value)| {
-                let hidden = SECRETS.contains(&key.as_str()) && !value.is_object();
-                (key.clone(), if hidden { "(secret)".into() } else { without_secrets(value) })
-            };
-            object.iter().map(shown).collect()
-        }
-        Value::Array(items) => items.iter().map(without_secrets).collect(),
-        other => other.clone(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -251,20 +233,5 @@ mod tests {
         assert!(mistakes(&json!({"relay": null})).join("").contains("null"));
         let long = "x".repeat(DOCUMENT_BYTES_MAX);
         assert!(mistakes(&json!({"relay": [long]})).join("").contains("at most 262144"));
-    }
-
-    #[test]
-    fn secrets_are_not_shown() {
-        let settings = json!({
-            "backend_token": "b", "api_keys": [{"id": "a", "secret": "s"}], "auth": {"keys": [{"id": "k", "secret": "s"}, {"pem": "p"}, {"jwk": "{}"}]},
-            "limits": {"user_events_per_minute": {"secret": {"a": 1}}},
-        });
-        let shown = without_secrets(&settings);
-        assert_eq!(shown["auth"]["keys"][0], json!({"id": "k", "secret": "(secret)"}));
-        assert_eq!(shown["auth"]["keys"][1]["pem"], "(secret)");
-        assert_eq!(
-            (&shown["backend_token"], &shown["api_keys"][0]["secret"]),
-            (&json!("(secret)"), &json!("(secret)"))
-        );
     }
 }

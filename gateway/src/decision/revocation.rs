@@ -3,13 +3,21 @@
 //! A revocation is a record in the tenant's state and, in the same commit, an entry of its log. A connect reads the
 //! record in its own transaction: where the record comes first the connect is refused, where the connection comes
 //! first every node finds it when the entry comes. There is nothing in between.
+//!
+//! A revocation never weakens another: of a subject there are at most two, one of all its tokens and one of those issued
+//! before some time, and each is only prolonged. Whoever wants less takes back what there is.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{Decisions, Undecided, engine_unavailable};
 use crate::client::{Identity, TokenMark};
 use crate::commit::{Commit, CommitId, Effect, Millis, Position, Revoked, StateKey, Write, now_ms};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Outcome};
 use crate::event::Refusal;
 
 use super::plugin::Transaction;
@@ -25,6 +33,22 @@ pub const TOKEN_ID_BYTES_MAX: usize = 1_024;
 
 /// Records that are read at once when all are looked through.
 const PAGE: usize = 200;
+
+/// Revocations that a tenant has at a time, about: nodes do not count each other's of the last [`COUNTED_ANEW`].
+pub const REVOCATIONS_MAX: usize = 100_000;
+
+/// How long a count of a tenant's revocations is gone by; those that end by themselves are not told.
+const COUNTED_ANEW: Duration = Duration::from_secs(60);
+
+/// Keys that are read at once when they are counted.
+const COUNTED_AT_ONCE: usize = 1_000;
+
+/// How often a revocation is tried again because another of the same came between.
+const TRIED_MAX: u32 = 16;
+
+/// How many revocations a tenant has, as far as this node knows, and since when.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Count(Arc<Mutex<Option<(usize, Instant)>>>);
 
 /// What is revoked, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,11 +107,69 @@ pub enum RevokedTokens {
     },
 }
 
+impl Revocation {
+    /// Can it be?
+    ///
+    /// # Errors
+    /// A time that is past or further than [`REVOKED_MS_MAX`] away; a name that no token can have.
+    pub fn check(&self) -> Result<(), Undecided> {
+        let invalid = |text: String| Err(Undecided::Refused(Refusal::new("invalid", text)));
+        let (now, until) = (now_ms(), self.until_ms);
+        let ttl_ms = until.saturating_sub(now);
+        if ttl_ms == 0 || ttl_ms > REVOKED_MS_MAX {
+            return invalid(format!(
+                "until_ms is after now ({now}) and at most {REVOKED_MS_MAX} ms later, not {until}"
+            ));
+        }
+        let (name, bytes_max) = match &self.what {
+            RevokedTokens::Subject { subject, .. } => (subject, super::token::SUBJECT_BYTES_MAX),
+            RevokedTokens::Token { token_id } => (token_id, TOKEN_ID_BYTES_MAX),
+        };
+        if !(1..=bytes_max).contains(&name.len()) {
+            return invalid(format!("it has {} bytes, from 1 to {bytes_max} are possible", name.len()));
+        }
+        Ok(())
+    }
+
+    /// For the audit log, which does not say whose tokens they are.
+    pub fn told(&self) -> Value {
+        match self.what {
+            RevokedTokens::Subject { issued_before_s: Some(before), .. } => {
+                json!({ "issued_before_s": before, "until_ms": self.until_ms })
+            }
+            _ => json!({ "until_ms": self.until_ms }),
+        }
+    }
+
+    /// This one and what was revoked before under the same key, in one that revokes at least what both do.
+    fn with(&self, before: &Revocation) -> Revocation {
+        let mut both = self.clone();
+        both.until_ms = both.until_ms.max(before.until_ms);
+        if let (
+            RevokedTokens::Subject { issued_before_s, .. },
+            RevokedTokens::Subject { issued_before_s: earlier, .. },
+        ) = (&mut both.what, &before.what)
+        {
+            *issued_before_s = issued_before_s.zip(*earlier).map(|(a, b)| a.max(b));
+        }
+        both
+    }
+}
+
 impl RevokedTokens {
     fn key(&self) -> StateKey {
         match self {
-            RevokedTokens::Subject { subject, .. } => subject_key(subject),
+            RevokedTokens::Subject { subject, issued_before_s: None } => subject_key(subject),
+            RevokedTokens::Subject { subject, issued_before_s: Some(_) } => older_key(subject),
             RevokedTokens::Token { token_id } => token_key(&TokenMark::digest_of(token_id)),
+        }
+    }
+
+    /// Names it without saying whose tokens they are, for example `subject:5ce1…`.
+    pub fn digest(&self) -> String {
+        match self {
+            RevokedTokens::Subject { subject, .. } => format!("subject:{}", TokenMark::digest_of(subject)),
+            RevokedTokens::Token { token_id } => format!("token:{}", TokenMark::digest_of(token_id)),
         }
     }
 
@@ -106,13 +188,18 @@ fn subject_key(subject: &str) -> StateKey {
     StateKey::of(OWNER, &format!("subject:{}", TokenMark::digest_of(subject)))
 }
 
+/// Under a key of its own: it must not end a revocation of all of the subject's tokens.
+fn older_key(subject: &str) -> StateKey {
+    StateKey::of(OWNER, &format!("subject-older:{}", TokenMark::digest_of(subject)))
+}
+
 fn token_key(digest: &str) -> StateKey {
     StateKey::of(OWNER, &format!("token:{digest}"))
 }
 
 /// The keys that say whether this token is revoked.
 fn keys_of(identity: &Identity, mark: &TokenMark) -> Vec<StateKey> {
-    let mut keys = vec![subject_key(&identity.subject)];
+    let mut keys = vec![subject_key(&identity.subject), older_key(&identity.subject)];
     keys.extend(mark.digest.as_deref().map(token_key));
     keys
 }
@@ -141,44 +228,88 @@ pub(super) async fn check(transaction: &mut Transaction, identity: &Identity) ->
 }
 
 impl Decisions {
-    /// Revokes tokens from now on, on all nodes.
+    /// Revokes tokens from now on, on all nodes, at least as long as this one and any earlier one of the same say.
     ///
     /// # Errors
-    /// A time that is past or further than [`REVOKED_MS_MAX`] away; a name that no token can have; the engine.
+    /// What [`Revocation::check`] finds; more than [`REVOCATIONS_MAX`]; the engine.
     pub async fn revoke(&self, revocation: &Revocation) -> Result<Option<Position>, Undecided> {
-        let invalid = |text: String| Err(Undecided::Refused(Refusal::new("invalid", text)));
-        let now = now_ms();
-        let ttl_ms = revocation.until_ms.saturating_sub(now);
-        if ttl_ms == 0 || ttl_ms > REVOKED_MS_MAX {
-            let until = revocation.until_ms;
-            return invalid(format!(
-                "until_ms is after now ({now}) and at most {REVOKED_MS_MAX} ms later, not {until}"
-            ));
+        revocation.check()?;
+        let unavailable = |error: EngineError| engine_unavailable(&error.to_string());
+        let key = revocation.what.key();
+        for _ in 0..TRIED_MAX {
+            let found = self.engine.read(&self.tenant, std::slice::from_ref(&key)).await.map_err(unavailable)?;
+            let found = found.into_iter().next().flatten();
+            let is_new = found.is_none();
+            if is_new {
+                self.may_revoke().await?;
+            }
+            // One that cannot be read lets nobody in; it gives way to one that can.
+            let before = found.as_ref().and_then(|found| serde_json::from_slice::<Revocation>(&found.value).ok());
+            let stands = before.map_or_else(|| revocation.clone(), |before| revocation.with(&before));
+            let value = serde_json::to_vec(&stands)
+                .map_err(|error| Undecided::Refused(Refusal::new("invalid", error.to_string())))?;
+            let ttl_ms = stands.until_ms.saturating_sub(now_ms()).max(1);
+            let commit = Commit {
+                reads: vec![(key.clone(), found.map(|found| found.version))],
+                writes: vec![(key.clone(), Write::Put { value: value.into(), ttl_ms: Some(ttl_ms) })],
+                effects: vec![Effect::Revoke(stands.what.revoked())],
+                ..Commit::new(CommitId::random())
+            };
+            let mut outage = self.outage(commit.bytes());
+            if let Some(Outcome::Committed(position)) = self.commit(commit, &mut outage).await? {
+                if is_new && let Some((count, _)) = &mut *self.revocation_count.0.lock() {
+                    *count += 1;
+                }
+                return Ok(Some(position));
+            }
         }
-        let (name, bytes_max) = match &revocation.what {
-            RevokedTokens::Subject { subject, .. } => (subject, super::token::SUBJECT_BYTES_MAX),
-            RevokedTokens::Token { token_id } => (token_id, TOKEN_ID_BYTES_MAX),
-        };
-        if !(1..=bytes_max).contains(&name.len()) {
-            return invalid(format!("it has {} bytes, from 1 to {bytes_max} are possible", name.len()));
-        }
-        let value = serde_json::to_vec(revocation)
-            .map_err(|error| Undecided::Refused(Refusal::new("invalid", error.to_string())))?;
-        let put = Write::Put { value: value.into(), ttl_ms: Some(ttl_ms) };
-        let commit = Commit {
-            writes: vec![(revocation.what.key(), put)],
-            effects: vec![Effect::Revoke(revocation.what.revoked())],
-            ..Commit::new(CommitId::random())
-        };
-        self.commit_directly(commit).await
+        let text = format!("others revoked the same {TRIED_MAX} times in a row; try again");
+        Err(Undecided::Later(Refusal::new("busy", text)))
     }
 
-    /// Takes a revocation back: such tokens are good again, if nothing else speaks against them.
+    /// Is there room for one more?
+    async fn may_revoke(&self) -> Result<(), Undecided> {
+        let known = self.revocation_count.0.lock().filter(|(_, at)| at.elapsed() < COUNTED_ANEW);
+        let count = match known {
+            Some((count, _)) => count,
+            None => {
+                let count = self.count_revocations().await.map_err(|error| engine_unavailable(&error.to_string()))?;
+                *self.revocation_count.0.lock() = Some((count, Instant::now()));
+                count
+            }
+        };
+        if count >= REVOCATIONS_MAX {
+            let text = format!("the tenant has {count} revocations, at most {REVOCATIONS_MAX}: take some back");
+            return Err(Undecided::Refused(Refusal::new("limit", text)));
+        }
+        Ok(())
+    }
+
+    async fn count_revocations(&self) -> Result<usize, EngineError> {
+        let prefix = format!("{OWNER}/");
+        let (mut count, mut after) = (0, None::<String>);
+        loop {
+            let page = self.engine.list_keys(&self.tenant, &prefix, after.as_deref(), COUNTED_AT_ONCE).await?;
+            count += page.keys.len();
+            after = page.keys.last().map(|key| key.as_str().to_owned());
+            if !page.more || after.is_none() || count >= REVOCATIONS_MAX {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Takes revocations back: such tokens are good again, if nothing else speaks against them. Of a subject both are
+    /// taken back, that of all its tokens and that of older ones.
     ///
     /// # Errors
     /// The engine.
     pub async fn take_back(&self, what: &RevokedTokens) -> Result<(), Undecided> {
-        let writes = vec![(what.key(), Write::Delete)];
+        let keys = match what {
+            RevokedTokens::Subject { subject, .. } => vec![subject_key(subject), older_key(subject)],
+            RevokedTokens::Token { .. } => vec![what.key()],
+        };
+        let writes = keys.into_iter().map(|key| (key, Write::Delete)).collect();
+        *self.revocation_count.0.lock() = None;
         self.commit_directly(Commit { writes, ..Commit::new(CommitId::random()) }).await.map(|_| ())
     }
 
@@ -202,20 +333,13 @@ impl Decisions {
         Ok((revocations.collect(), next))
     }
 
-    /// All that is revoked.
+    /// Some of what is revoked, for connections to be held against; the mark to go on from if there is more.
     ///
     /// # Errors
     /// The engine.
-    pub async fn revoked(&self) -> Result<Vec<Revoked>, EngineError> {
-        let (mut all, mut after) = (Vec::new(), None);
-        loop {
-            let (page, next) = self.revocations(after.as_deref(), PAGE).await?;
-            all.extend(page.iter().map(|revocation| revocation.what.revoked()));
-            after = next;
-            if after.is_none() {
-                return Ok(all);
-            }
-        }
+    pub async fn revoked(&self, after: Option<&str>) -> Result<(Vec<Revoked>, Option<String>), EngineError> {
+        let (page, next) = self.revocations(after, PAGE).await?;
+        Ok((page.iter().map(|revocation| revocation.what.revoked()).collect(), next))
     }
 
     /// Is this identity's token revoked? What is revoked after the answer is told by the log.
@@ -273,6 +397,19 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<Revocation>(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_later_and_weaker_revocation_takes_nothing_from_an_earlier_one() {
+        let read = |text: &str| serde_json::from_str::<Revocation>(text).unwrap();
+        let (ban, older) =
+            (read(r#"{"subject":"a","until_ms":9}"#), read(r#"{"subject":"a","issued_before_s":5,"until_ms":3}"#));
+        assert_ne!(ban.what.key(), older.what.key());
+        assert_eq!(ban.what.digest(), older.what.digest());
+        assert_eq!(read(r#"{"subject":"a","until_ms":4}"#).with(&ban), ban);
+        let later = read(r#"{"subject":"a","issued_before_s":4,"until_ms":8}"#).with(&older);
+        assert_eq!(later, read(r#"{"subject":"a","issued_before_s":5,"until_ms":8}"#));
+        assert_eq!(older.with(&ban).what, ban.what, "whatever an earlier version wrote under this key");
     }
 
     #[test]

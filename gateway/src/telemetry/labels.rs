@@ -11,6 +11,9 @@ pub const OTHER: &str = "other";
 /// Plugins with a label of their own, for each tenant that may have one; any tenant may have more or fewer.
 const PLUGINS_EACH: usize = 5;
 
+/// Plugins of one tenant with a label of their own: whoever makes and deletes plugins uses up nobody else's.
+const PLUGINS_OF_TENANT_MAX: usize = 32;
+
 /// Tenants with a label of their own, where the settings do not say.
 pub const TENANTS_MAX_DEFAULT: usize = 200;
 
@@ -44,7 +47,7 @@ impl Known {
         if plugins.contains(plugin) {
             return [true, true];
         }
-        let room = self.plugins < tenants_max.saturating_mul(PLUGINS_EACH);
+        let room = plugins.len() < PLUGINS_OF_TENANT_MAX && self.plugins < tenants_max.saturating_mul(PLUGINS_EACH);
         if room {
             plugins.insert(plugin.into());
             self.plugins += 1;
@@ -88,5 +91,13 @@ mod tests {
         }
         assert_eq!(known.of_plugin("a", "p", 2), [true, false]);
         assert_eq!(known.of_plugin("b", "p0", 2), [true, true], "who has a label keeps it");
+    }
+
+    #[test]
+    fn one_tenants_plugins_leave_labels_for_those_of_others() {
+        let mut known = Known::default();
+        let own = |known: &mut Known, tenant: &str, n: usize| known.of_plugin(tenant, &format!("p{n}"), 200)[1];
+        assert_eq!((0..2_000).filter(|&n| own(&mut known, "a", n)).count(), PLUGINS_OF_TENANT_MAX);
+        assert!(own(&mut known, "b", 0));
     }
 }

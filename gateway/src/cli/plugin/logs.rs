@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::cli::Failure;
 use crate::cli::output::{cell, line, note, time};
-use crate::cli::remote::{Remote, TenantArgs, part, plain};
+use crate::cli::remote::{Remote, TenantArgs, part, plain, plain_json};
 use crate::config::Environment;
 
 /// How many lines are remembered, so that none is shown twice.
@@ -86,7 +86,7 @@ pub(super) fn logs(args: &LogsArgs, env: &dyn Environment) -> Result<(), Failure
         let mut each = |value: Value| {
             came = true;
             if shown.is_new(&value) {
-                is_read = line(&if remote.json { value.to_string() } else { text(&value) });
+                is_read = line(&if remote.json { plain_json(&value.to_string()) } else { text(&value) });
             }
             is_read
         };

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::cli::Failure;
 use crate::cli::output::{cell, note};
-use crate::cli::remote::{Remote, plain};
+use crate::cli::remote::{Remote, plain, plain_json};
 
 /// How often it is looked at.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -65,7 +65,7 @@ fn tell(rollout: &Value, seen: &mut BTreeMap<String, String>) {
 
 fn failed(remote: &Remote, plugin: &str, version: u64, rollout: Value) -> Failure {
     if remote.json {
-        return Failure::Failed(rollout.to_string());
+        return Failure::Failed(plain_json(&rollout.to_string()));
     }
     let message = cell(&rollout["message"]);
     let why = if message.is_empty() { String::new() } else { format!(": {message}") };

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::tenants::{Subject, subject};
 use super::{Asked, Denied, Done, body, ok};
-use crate::catalog::{CatalogError, PluginRecord, redacted};
-use crate::config::role_name;
+use crate::catalog::{CatalogError, PluginRecord, Scope};
+use crate::config::{NOT_SHOWN, SET, only_names, role_name, without_secrets};
 use crate::gateway::Gateway;
 use crate::tenant::{Pattern, Role, TenantId};
 
@@ -57,8 +57,11 @@ fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Res
 pub(super) async fn list(asked: Asked) -> Done {
     let id = asked.tenant()?;
     let plugins: Vec<Value> = match subject(&asked.gateway, id).await? {
-        Subject::File => of_file(&asked.gateway, id),
-        Subject::Made(_) => asked.gateway.catalog.plugins(id).await?.iter().map(shown).collect(),
+        Subject::File => of_file(&asked, id),
+        Subject::Made(_) => {
+            let plugins = asked.gateway.catalog.plugins(id).await?;
+            plugins.iter().map(|plugin| shown(plugin, asked.actor.scope)).collect()
+        }
     };
     Ok(ok(json!({ "plugins": plugins })))
 }
@@ -68,10 +71,10 @@ pub(super) async fn show(asked: Asked) -> Done {
     let (id, name) = (asked.tenant()?, &asked.names.plugin);
     let mut plugin = match subject(&asked.gateway, id).await? {
         Subject::File => {
-            let found = of_file(&asked.gateway, id).into_iter().find(|plugin| plugin["name"] == name.as_str());
+            let found = of_file(&asked, id).into_iter().find(|plugin| plugin["name"] == name.as_str());
             found.ok_or_else(|| no_plugin(name))?
         }
-        Subject::Made(_) => shown(&record(&asked).await?),
+        Subject::Made(_) => shown(&record(&asked).await?, asked.actor.scope),
     };
     plugin["breakers"] = breakers(&asked.gateway, id, name).into();
     Ok(ok(plugin))
@@ -112,8 +115,8 @@ pub(super) fn no_plugin(name: &str) -> CatalogError {
 }
 
 /// The plugins of a tenant that is written in a file, as they run.
-fn of_file(gateway: &Gateway, id: &TenantId) -> Vec<Value> {
-    let tenant = gateway.tenant(id.as_str()).map(|tenant| tenant.settings());
+fn of_file(asked: &Asked, id: &TenantId) -> Vec<Value> {
+    let tenant = asked.gateway.tenant(id.as_str()).map(|tenant| tenant.settings());
     let plugins = tenant.iter().flat_map(|tenant| &tenant.plugins);
     plugins
         .map(|plugin| {
@@ -123,15 +126,23 @@ fn of_file(gateway: &Gateway, id: &TenantId) -> Vec<Value> {
                 "role": role_name(plugin.role),
                 "component": plugin.component,
                 "events": plugin.events,
-                "settings": redacted(&json!(plugin.settings)),
+                "settings": settings(&json!(plugin.settings), asked.actor.scope),
                 "versions": [],
             })
         })
         .collect()
 }
 
+/// A plugin's own settings, as far as this scope sees them: whoever may only read sees which there are.
+fn settings(settings: &Value, scope: Scope) -> Value {
+    match scope {
+        Scope::Operator | Scope::TenantAdmin => without_secrets(settings),
+        Scope::TenantRead => only_names(settings),
+    }
+}
+
 /// A plugin as the API writes it: with the further keys among the others, as they are put.
-pub(super) fn shown(plugin: &PluginRecord) -> Value {
+pub(super) fn shown(plugin: &PluginRecord, scope: Scope) -> Value {
     let mut value = serde_json::to_value(plugin).unwrap_or_default();
     let Value::Object(members) = &mut value else { return value };
     members.remove("format");
@@ -140,7 +151,7 @@ pub(super) fn shown(plugin: &PluginRecord) -> Value {
         members.entry(name).or_insert(option);
     }
     members.insert("source".into(), "api".into());
-    members.insert("settings".into(), redacted(&json!(plugin.settings)));
+    members.insert("settings".into(), settings(&json!(plugin.settings), scope));
     members.insert("canary".into(), canary(plugin));
     let versions = plugin.versions.iter().map(version).collect();
     members.insert("versions".into(), Value::Array(versions));
@@ -177,7 +188,7 @@ pub(super) async fn put(asked: Asked) -> Done {
         .catalog
         .change_plugin(&asked.actor, &id, &name, "plugin.put", |there| wanted.applied(there, &name).map(Some));
     let changed = changed.await?.ok_or_else(|| no_plugin(&name))?;
-    Ok(ok(shown(&changed)))
+    Ok(ok(shown(&changed, asked.actor.scope)))
 }
 
 impl Wanted {
@@ -210,6 +221,15 @@ impl Wanted {
             plugin.events.clone_from(events);
         }
         if let Some(settings) = &self.settings {
+            // What comes back as it was shown would replace the real one.
+            let back = settings.iter().flatten().filter(|(_, value)| {
+                value.0 == SET || value.0.contains(NOT_SHOWN)
+            });
+            let back: Vec<_> =
+                back.map(|(name, _)| format!("settings.{name}: give the value, or leave it out")).collect();
+            if !back.is_empty() {
+                return Err(CatalogError::Invalid(back));
+            }
             let settings = settings.iter().flatten();
             plugin.settings = settings.map(|(name, value)| (name.clone(), value.0.clone())).collect();
         }
@@ -236,7 +256,7 @@ pub(super) async fn disable(asked: Asked, disabled: bool) -> Done {
         Ok(Some(PluginRecord { disabled, ..plugin }))
     });
     let changed = changed.await?.ok_or_else(|| no_plugin(name))?;
-    Ok(ok(shown(&changed)))
+    Ok(ok(shown(&changed, asked.actor.scope)))
 }
 
 /// `DELETE /tenants/{tenant}/plugins/{plugin}`.
@@ -293,12 +313,17 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_sound_like_secrets_are_not_shown() {
-        let settings = BTreeMap::from([("api_token".to_owned(), "x".to_owned()), ("words".to_owned(), "3".to_owned())]);
-        let settings =
-            settings.into_iter().chain([("mail".to_owned(), r#"{"host":"h","password":"p"}"#.to_owned())]).collect();
+    fn a_plugins_own_settings_are_for_whoever_may_change_them() {
+        let mail = r#"{"host":"h","password":"p"}"#;
+        let written = [("api_token", "x"), ("words", "3"), ("dsn", "pg://u:p@h/x"), ("mail", mail)];
+        let settings = written.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let plugin = PluginRecord { settings, ..PluginRecord::new("echo", Role::Handler) };
-        let mail = r#"{"host":"h","password":"(secret)"}"#;
-        assert_eq!(shown(&plugin)["settings"], json!({ "api_token": "(secret)", "words": "3", "mail": mail }));
+        for scope in [Scope::Operator, Scope::TenantAdmin] {
+            let seen = json!({ "api_token": "(secret)", "words": "3", "dsn": "pg://(secret)@h/x",
+                "mail": r#"{"host":"h","password":"(secret)"}"# });
+            assert_eq!(shown(&plugin, scope)["settings"], seen);
+        }
+        let seen = json!({ "api_token": "(set)", "words": "(set)", "dsn": "(set)", "mail": "(set)" });
+        assert_eq!(shown(&plugin, Scope::TenantRead)["settings"], seen);
     }
 }

@@ -37,6 +37,9 @@ pub(super) async fn revoke(asked: Asked) -> Done {
     let revocation: Revocation = body::json(asked.body).await?;
     // The tenant's log knows nothing of the API's tokens.
     asked.gateway.catalog.still_good(&asked.actor).await?;
+    revocation.check().map_err(denied)?;
+    let (catalog, digest) = (&asked.gateway.catalog, revocation.what.digest());
+    catalog.tell(&asked.actor, &tenant.id, "revocation.put", &digest, Some(&revocation.told())).await?;
     tenant.decisions.revoke(&revocation).await.map_err(denied)?;
     // Whose tokens they are is the tenant's matter, not the log's.
     tracing::info!(tenant = %tenant.id, by = asked.actor.name, "tokens were revoked over the admin API");
@@ -51,6 +54,7 @@ pub(super) async fn take_back(asked: Asked) -> Done {
         _ => return Err(Denied::invalid("say which: subject or token_id")),
     };
     let tenant = served(&asked)?;
+    asked.gateway.catalog.tell(&asked.actor, &tenant.id, "revocation.delete", &what.digest(), None).await?;
     tenant.decisions.take_back(&what).await.map_err(denied)?;
     tracing::info!(tenant = %tenant.id, by = asked.actor.name, "a revocation was taken back over the admin API");
     Ok((StatusCode::NO_CONTENT, Value::Null))
@@ -58,7 +62,11 @@ pub(super) async fn take_back(asked: Asked) -> Done {
 
 fn denied(undecided: Undecided) -> Denied {
     match undecided {
+        Undecided::Refused(refusal) if refusal.code == "limit" => {
+            Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "limit", refusal.message)
+        }
         Undecided::Refused(refusal) => Denied::invalid(refusal.message),
+        Undecided::Later(refusal) => Denied::busy(refusal.message),
         _ => unavailable(),
     }
 }

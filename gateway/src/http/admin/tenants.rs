@@ -9,7 +9,7 @@ use super::token::needs;
 use super::{Asked, Denied, Done, body, no_tenant, ok, route::Need};
 use crate::catalog::{CatalogError, PAGE_MAX, Scope, TenantRecord, UsageRow, day_of};
 use crate::commit::now_ms;
-use crate::config::{Mistakes, tenant_from_json, without_secrets};
+use crate::config::{Mistakes, NOT_SHOWN, tenant_from_json, without_secrets};
 use crate::decision::pipeline::Pipeline;
 use crate::gateway::Gateway;
 use crate::tenant::{Role, TenantId};
@@ -21,9 +21,6 @@ const LISTED_MAX: usize = 500;
 /// What only an operator changes: what a tenant may use up, which hosts are its, and whose components are believed:
 /// whoever has stolen a token to push with cannot do without the signature.
 const OF_THE_OPERATOR: [&str; 5] = ["limits", "call_limits", "hosts", "signature_keys", "require_signature"];
-
-/// What stands where a secret is not shown.
-const NOT_SHOWN: &str = "(secret)";
 
 /// How many days of accounts are answered unless the call says otherwise, in milliseconds.
 const USAGE_MS: u64 = 30 * 86_400_000;
@@ -105,6 +102,7 @@ fn listed(name: &str, source: &str, disabled: bool, plugins: usize) -> Value {
 pub(super) async fn create(asked: Asked) -> Done {
     let NewTenant { name, settings } = body::json(asked.body).await?;
     let id = TenantId::parse(&name).map_err(|error| Denied::invalid(format!("name: {error}")))?;
+    free_hosts(&asked.gateway, &id, settings.get("hosts"))?;
     let record = TenantRecord::new(id.clone(), settings);
     let made = asked
         .gateway
@@ -195,6 +193,7 @@ pub(super) async fn change_settings(asked: Asked) -> Done {
     if !hidden.is_empty() {
         return Err(Denied::mistakes(hidden));
     }
+    free_hosts(&asked.gateway, &id, patch.get("hosts"))?;
     let changed = asked.gateway.catalog.change_tenant(&asked.actor, &id, "tenant.settings", |there| {
         let mut tenant = there.ok_or_else(|| missing(&id))?;
         let mut settings = Value::Object(std::mem::take(&mut tenant.settings));
@@ -206,10 +205,22 @@ pub(super) async fn change_settings(asked: Asked) -> Done {
     Ok(ok(shown(&asked.gateway, &changed)))
 }
 
+/// Refuses hosts that another tenant has, as this node knows them: of two with one host only one is served there.
+fn free_hosts(gateway: &Gateway, id: &TenantId, hosts: Option<&Value>) -> Result<(), CatalogError> {
+    for host in hosts.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        let host = host.to_ascii_lowercase();
+        let others = gateway.tenants().into_iter().filter(|tenant| tenant.id != *id);
+        if let Some(other) = others.into_iter().find(|tenant| tenant.settings().hosts.contains(&host)) {
+            return Err(CatalogError::Conflict(format!("{host:?} is also a host of the tenant {}", other.id)));
+        }
+    }
+    Ok(())
+}
+
 /// Secrets that come back as they were shown would replace the real ones.
 fn not_shown(value: &Value, path: &str, found: &mut Vec<String>) {
     match value {
-        Value::String(text) if text == NOT_SHOWN => {
+        Value::String(text) if text.contains(NOT_SHOWN) => {
             found.push(format!("{path}: {NOT_SHOWN} stands for what is not shown: give the value, or leave it out"));
         }
         Value::Object(object) => {

@@ -63,14 +63,14 @@ pub(super) async fn put_canary(asked: Asked) -> Done {
     let canary = Canary::of_percent(version, percent)
         .ok_or_else(|| Denied::invalid(format!("percent must be from 0 to 100, not {percent}")))?;
     let plugin = asked.gateway.catalog.set_canary(&asked.actor, &id, &name, Some(canary)).await?;
-    Ok(ok(shown(&plugin)))
+    Ok(ok(shown(&plugin, asked.actor.scope)))
 }
 
 /// `DELETE …/canary`.
 pub(super) async fn delete_canary(asked: Asked) -> Done {
     let (id, name) = (asked.tenant()?, &asked.names.plugin);
     let plugin = asked.gateway.catalog.set_canary(&asked.actor, id, name, None).await?;
-    Ok(ok(shown(&plugin)))
+    Ok(ok(shown(&plugin, asked.actor.scope)))
 }
 
 /// `GET …/rollout`.

@@ -50,7 +50,7 @@ pub(super) async fn show(asked: Asked) -> Done {
 pub(super) async fn send(mut asked: Asked) -> Done {
     let body = body::whole(&mut asked).await?;
     let said: Said<'_> = body::read(&body, "{event, data | args}")?;
-    body::event_name(&said.event)?;
+    publish::may_be_said(&said.event)?;
     let data = body::payload(said.data, said.args.as_deref())?;
     let found = registered(&asked).await?;
     let room = Room::connection(&found.namespace, &found.connection);

@@ -42,6 +42,15 @@ struct Batch<'a> {
     publications: Vec<Wanted<'a>>,
 }
 
+/// Is it an event that a back end may say? The gateway's own are believed by clients.
+pub(super) fn may_be_said(event: &str) -> Result<(), Denied> {
+    body::event_name(event)?;
+    if GATEWAY_EVENTS.contains(&event) {
+        return Err(Denied::new(StatusCode::FORBIDDEN, "forbidden", format!("only the gateway says {event:?}")));
+    }
+    Ok(())
+}
+
 impl Wanted<'_> {
     fn to(&self) -> Result<Room, Denied> {
         let namespace = namespace(self.namespace.as_deref())?;
@@ -56,11 +65,7 @@ impl Wanted<'_> {
 
     fn publication(self) -> Result<Effect, Denied> {
         let room = self.to()?;
-        body::event_name(&self.event)?;
-        if GATEWAY_EVENTS.contains(&self.event.as_str()) {
-            let text = format!("only the gateway says {:?}", self.event);
-            return Err(Denied::new(StatusCode::FORBIDDEN, "forbidden", text));
-        }
+        may_be_said(&self.event)?;
         if let Some(id) = self.except.as_ref().filter(|id| !(1..=CONNECTION_BYTES_MAX).contains(&id.len())) {
             return Err(Denied::invalid(format!("except is a connection's id, not {} bytes", id.len())));
         }

@@ -1,8 +1,10 @@
 //! Tokens that are good no more, before their time.
 
-use serde_json::json;
+use hyper::StatusCode;
+use serde_json::{Value, json};
 
 use super::{Asked, Denied, Done, body};
+use crate::catalog::{Actor, CatalogError, Scope};
 use crate::decision::revocation::{Revocation, RevokedTokens};
 
 /// Revocations of one page, unless the request says how many, and at most.
@@ -24,6 +26,8 @@ pub(super) async fn revoke(mut asked: Asked) -> Done {
     let body = body::whole(&mut asked).await?;
     let form = "{subject, issued_before_s?, until_ms} or {token_id, until_ms}";
     let revocation: Revocation = body::read(&body, form)?;
+    revocation.check()?;
+    tell(&asked, "revocation.put", &revocation.what, Some(&revocation.told())).await?;
     let position = asked.tenant.decisions.revoke(&revocation).await?;
     Ok(json!({ "pos": position.map(|position| position.to_string()) }))
 }
@@ -35,6 +39,22 @@ pub(super) async fn take_back(asked: Asked) -> Done {
         (None, Some(id)) => RevokedTokens::Token { token_id: id.into() },
         _ => return Err(Denied::invalid("say which: subject or token_id")),
     };
+    tell(&asked, "revocation.delete", &what, None).await?;
     asked.tenant.decisions.take_back(&what).await?;
     Ok(json!({}))
+}
+
+/// Says in the audit log what is about to be done; if that cannot be, it is not done.
+async fn tell(asked: &Asked, what: &str, tokens: &RevokedTokens, after: Option<&Value>) -> Result<(), Denied> {
+    let tenant = &asked.tenant.id;
+    let name = format!("api-key:{}", asked.by);
+    let by = Actor { name, scope: Scope::TenantAdmin, tenant: Some(tenant.clone()), token: None };
+    let told = asked.gateway.catalog.tell(&by, tenant, what, &tokens.digest(), after).await;
+    told.map_err(|error| match error {
+        CatalogError::Engine(error) => error.into(),
+        error => {
+            tracing::warn!(%tenant, %error, "a revocation cannot be told to the audit log, so it is not done");
+            Denied::new(StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable", "the audit log cannot be written")
+        }
+    })
 }
