@@ -229,13 +229,13 @@ fn read_tenants(config: &Config, env: &dyn Environment, report: &mut Report) -> 
         Err(error) => {
             report.mistake(
                 place(dir),
-                format!("cannot read the tenants' directory (--tenants, POSTERN_TENANTS): {error}"),
+                format!("cannot read the tenants' directory (--tenants, POSTERN_TENANTS; make it first): {error}"),
             );
             return Vec::new();
         }
     };
     if files.is_empty() {
-        report.warn(&place(dir), "there is no tenant file (NAME.toml), so nobody can connect");
+        report.warn(&place(dir), "there is no tenant file (NAME.toml): only tenants of the admin API are served");
     }
     let mut tenants = Vec::new();
     for path in &files {

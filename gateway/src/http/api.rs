@@ -145,7 +145,7 @@ async fn done(
     name: String,
     request: Request<Incoming>,
 ) -> Result<Answer, Denied> {
-    let by = key::permitted(tenant, route, request.headers())?;
+    let by = key::permitted(&*gateway.engine, tenant, route, request.headers()).await?;
     let query = upgrade::query_parameters(request.uri().query()).into_iter().collect();
     let (head, body) = request.into_parts();
     let asked = Asked {

@@ -35,6 +35,7 @@ mod http;
 mod http_api;
 mod languages;
 mod limits;
+mod moving;
 mod outage;
 mod outcome;
 mod presence;
@@ -42,6 +43,7 @@ mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;
+mod socketio_apps;
 mod tokens;
 
 // What each part must not know.
