@@ -273,7 +273,11 @@ pub(super) async fn usage(asked: Asked) -> Done {
     let id = asked.tenant()?;
     subject(&asked.gateway, id).await?;
     let (from, to) = days(&asked.query);
-    let rows = asked.gateway.catalog.usage(id, &from, &to).await?;
+    let catalog = &asked.gateway.catalog;
+    let rows = match asked.actor.scope {
+        Scope::Operator => catalog.usage(id, &from, &to).await?,
+        _ => catalog.usage_of_owner(id, &from, &to).await?,
+    };
     Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows) })))
 }
 
