@@ -30,16 +30,17 @@ use crate::commit::{
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
 use crate::limits::PerSecond;
+use crate::quota::{OverQuota, RoomsHere, Stored, StoredKind};
 use crate::room::Room;
 use crate::telemetry::labels;
-use crate::tenant::{CallLimits, TenantId};
+use crate::tenant::{CallLimits, Limits, TenantId};
 use crate::usage::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
 pub use input::{Input, Returning};
 use once::Once;
 use pipeline::{Pipeline, Route};
-use plugin::{CallError, Invocation, Transaction};
+use plugin::{Author, CallError, Invocation, Transaction};
 
 /// How often a commit whose outcome is unknown is sent again before the client is told.
 const AMBIGUOUS_RESENDS_MAX: u32 = 3;
@@ -168,6 +169,10 @@ pub struct Decisions {
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
     published: Arc<PerSecond>,
+    /// What the tenant's plugins may keep in all.
+    most: Arc<ArcSwap<Stored>>,
+    /// The rooms that its clients are in on this node.
+    pub rooms_here: Arc<RoomsHere>,
     /// A commit met a connection that is not registered.
     absent: Arc<Notify>,
     backlog: Arc<Backlog>,
@@ -187,6 +192,8 @@ impl Decisions {
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
             published: Arc::default(),
+            most: Arc::new(ArcSwap::from_pointee(Limits::default().stored)),
+            rooms_here: Arc::new(RoomsHere::new(Limits::default().rooms)),
             absent: Arc::default(),
             backlog,
         }
@@ -195,6 +202,12 @@ impl Decisions {
     /// What one input may use up, from now on.
     pub fn set_limits(&self, limits: CallLimits) {
         self.limits.store(Arc::new(limits));
+    }
+
+    /// What the tenant may keep in all, and in how many rooms its clients may be on this node, from now on.
+    pub fn set_totals(&self, limits: &Limits) {
+        self.most.store(Arc::new(limits.stored));
+        self.rooms_here.set_max(limits.rooms);
     }
 
     fn outage(&self, bytes: usize) -> Outage {
@@ -274,6 +287,8 @@ impl Decisions {
             parts.commit.fired = additions.fired;
             parts.commit.timers.extend(additions.timers);
             self.may_publish(&parts.commit.effects, parts.ephemeral.len(), &mut published)?;
+            self.rooms_here.may_join(parts.commit.effects.iter().filter_map(joined)).map_err(Undecided::Failed)?;
+            parts.commit.most = Some(**self.most.load());
             let reply = parts.reply.or(additions.reply);
             parts.commit.writes.extend(once.map(|once| once.record(id.clone(), reply.clone())));
             let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
@@ -281,6 +296,10 @@ impl Decisions {
                 None => None,
                 Some(Outcome::Committed(position)) => Some(position),
                 Some(Outcome::TimerGone) => return Err(Undecided::TimerGone),
+                Some(Outcome::OverQuota(over)) => {
+                    let author = if over.kind == StoredKind::Timers { parts.timers_by } else { parts.state_by };
+                    return Err(too_much(pipeline, author, &over));
+                }
                 Some(Outcome::Conflict(key)) => {
                     turn = self.lose(turn, &key).await;
                     continue;
@@ -550,6 +569,24 @@ impl Decisions {
         let _ = tokio::time::timeout(EPHEMERAL_TIMEOUT, all).await;
         metrics::counter!("ephemeral_dropped_total").increment(left);
     }
+}
+
+/// The room that an effect brings members into.
+fn joined(effect: &Effect) -> Option<&Room> {
+    match effect {
+        Effect::Join { room, .. } => Some(room),
+        _ => None,
+    }
+}
+
+/// The tenant would keep more than it may: told to whoever caused it, and to the plugin's developer.
+fn too_much(pipeline: &Pipeline, author: Option<Author>, over: &OverQuota) -> Undecided {
+    let plugin = author.and_then(|author| Some((pipeline.handler(&author.plugin)?, author.hook)));
+    let message = match plugin {
+        Some((plugin, hook)) => plugin.went_over(hook, over).to_string(),
+        None => over.to_string(),
+    };
+    Undecided::Failed(over.refusal(message))
 }
 
 /// Lets the handlers that name a request of the gateway's see it.

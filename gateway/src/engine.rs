@@ -9,7 +9,7 @@
 //!   It applies nothing when a key of the read set has another version than was read
 //!   ([`Outcome::Conflict`]), when the fired timer is not there any more
 //!   ([`Outcome::TimerGone`]), when the connection whose session it records is not registered
-//!   ([`EngineError::Absent`]), or on any other error but [`EngineError::Ambiguous`].
+//!   ([`EngineError::Absent`]), when the tenant would keep too much ([`Outcome::OverQuota`]), or on any other error but [`EngineError::Ambiguous`].
 //! * **Once.** A commit id that was applied is not applied again: the second call answers as
 //!   the first did ([`Outcome::Committed`] with the same position), for at least
 //!   [`COMMIT_ID_KEPT_MS`]. So after [`EngineError::Ambiguous`] the same commit is sent again.
@@ -23,6 +23,9 @@
 //! * **Following is exact.** [`Engine::follow`] answers a position and a feed that carries every
 //!   entry after it, whatever is committed meanwhile. Where the engine cannot keep that
 //!   promise (history is gone), the feed says [`Feed::Reset`] and goes on from there.
+//! * **Totals are kept.** What a tenant's plugins keep in all ([`Stored`]) is counted within each commit, on whatever
+//!   node; one that says what may be kept ([`Commit::most`]) and would go beyond it is not applied
+//!   ([`Outcome::OverQuota`]). Values whose time to live has passed do not stand in the way of others.
 //! * **Presence is of the living.** An entry names the users that came into rooms and went
 //!   ([`Entry::presence`]); whoever is registered is counted until its [`Effect::Gone`](crate::commit::Effect::Gone).
 //!   Connections of a node that died stay registered, as [`Engine::orphans`], until somebody has taken them out
@@ -47,6 +50,7 @@ use crate::client::ConnectionId;
 use crate::commit::{
     Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
 };
+use crate::quota::{OverQuota, Stored};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -96,6 +100,8 @@ pub enum Outcome {
     Conflict(StateKey),
     /// Nothing was applied: the fired timer was replaced, cancelled or settled meanwhile.
     TimerGone,
+    /// Nothing was applied: the tenant's plugins would keep more than they may ([`Commit::most`]).
+    OverQuota(OverQuota),
 }
 
 /// Why an engine could not answer.
@@ -279,6 +285,9 @@ pub trait Engine: Send + Sync + 'static {
         after: Option<&str>,
         limit: usize,
     ) -> Result<KeyPage, EngineError>;
+
+    /// What a tenant's plugins keep. A value whose time to live has just passed may still count for a moment.
+    async fn stored(&self, tenant: &TenantId) -> Result<Stored, EngineError>;
 
     /// Timers of any tenant that are due, at most `limit`, earliest first. Each is leased: until the
     /// lease ends or [`release_timer`](Engine::release_timer) is called no other claim answers it.

@@ -20,7 +20,7 @@ use crate::decision::backlog::Backlog;
 use crate::decision::pipeline::Pipeline;
 use crate::decision::plugin::Host;
 use crate::decision::token::{KeyError, Verifier, keep_those_tried};
-use crate::delivery::rooms::Rooms;
+use crate::delivery::rooms::{People, Rooms};
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
 use crate::key_sets::{KeySets, same_keys};
@@ -161,8 +161,10 @@ impl LiveTenant {
     /// A tenant with its loaded components.
     pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, gateway: &Gateway) -> LiveTenant {
         let (engine, backlog) = (gateway.engine.clone(), Backlog::of_tenant(&gateway.backlog));
+        let decisions = Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog);
+        decisions.set_totals(&tenant.limits);
         LiveTenant {
-            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog),
+            decisions,
             connections: Slots::new(tenant.limits.connections),
             firing: Slots::new(LiveTenant::FIRING_MAX),
             leaving: Leaving::new(tenant.limits.connections),
@@ -203,6 +205,7 @@ impl LiveTenant {
         self.connections.set_max(tenant.limits.connections);
         self.leaving.max.store(tenant.limits.connections as usize, Ordering::Release);
         self.decisions.set_limits(tenant.call_limits.clone());
+        self.decisions.set_totals(&tenant.limits);
         {
             let _changing = self.changing.lock();
             if keep_fetched(&self.settings.load(), &mut tenant) {
@@ -274,9 +277,10 @@ impl LiveTenant {
                 // The tenant's own limit may grow meanwhile.
                 let connections_max = gateway.config.max_connections as usize * NAMESPACES_MAX;
                 let presence_events = self.settings().presence_events.clone();
-                let traffic = self.decisions.traffic.clone();
+                let (traffic, here) = (self.decisions.traffic.clone(), self.decisions.rooms_here.clone());
                 let (id, health) = (self.id.clone(), gateway.engine.health(&self.id));
-                Ok(Rooms::start(id, follower, health, connections_max, presence_events, traffic, &gateway.tasks))
+                let people = People { presence_events, traffic, here };
+                Ok(Rooms::start(id, follower, health, connections_max, people, &gateway.tasks))
             })
             .await
     }

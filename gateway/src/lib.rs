@@ -27,6 +27,7 @@ pub mod engine;
 
 pub mod http;
 pub mod presence;
+pub mod quota;
 pub mod reading;
 pub mod tail;
 pub mod timers;

@@ -83,6 +83,11 @@ fn describe() {
     describe_counter!("plugin_code_cache_rejected_total", "Files of the code cache that were not as written");
     describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
     describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
+    describe_counter!(
+        "plugin_quota_refusals_total",
+        "Commits refused because the tenant's plugins would keep too much, by tenant, plugin and what (state_bytes, \
+         state_keys, timers)"
+    );
     describe_counter!("plugin_cpu_microseconds_total", "Computing time of calls, by tenant and plugin");
     describe_gauge!("plugin_memory_peak_bytes", "The most memory that an instance had, by tenant and plugin");
     describe_counter!(

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::quota::Stored;
+
 /// The longest tenant name, in bytes.
 pub const TENANT_NAME_BYTES_MAX: usize = 32;
 
@@ -399,6 +401,11 @@ pub struct Limits {
     pub message_bytes: usize,
     /// Rooms that one connection is in, those of the gateway not counted.
     pub rooms_per_connection: usize,
+    /// Rooms with members on one node, those of the gateway not counted. Joins of others are refused beyond that.
+    pub rooms: usize,
+    /// What its plugins may keep in all: state, with the keys, in bytes; keys of state; timers that have not fired.
+    /// Commits that would leave more are refused.
+    pub stored: Stored,
     /// How long a client that is gone can come back to its rooms, in milliseconds. No longer than logs
     /// reach back.
     pub recovery_window_ms: u64,
@@ -418,6 +425,8 @@ impl Default for Limits {
             connections: 10_000,
             message_bytes: 1 << 20,
             rooms_per_connection: 256,
+            rooms: 100_000,
+            stored: Stored { state_bytes: 64 << 20, state_keys: 100_000, timers: 100_000 },
             recovery_window_ms: 120_000,
             outbox_bytes: 4 << 20,
             outbox_messages: 4_096,

@@ -180,8 +180,8 @@ impl Catalog {
             match in_time(self.engine().commit(self.home(), commit.clone())).await {
                 Ok(Outcome::Committed(_)) => return Ok(true),
                 Ok(Outcome::Conflict(_)) => return Ok(false),
-                Ok(Outcome::TimerGone) => {
-                    return Err(EngineError::Corrupt("a timer where there was none".into()).into());
+                Ok(Outcome::TimerGone | Outcome::OverQuota(_)) => {
+                    return Err(EngineError::Corrupt("a timer or a quota where there was none".into()).into());
                 }
                 Err(EngineError::Ambiguous(_)) if resent < RESENDS_MAX => resent += 1,
                 // An earlier one may have arrived.

@@ -38,6 +38,7 @@ use crate::client::ConnectionId;
 use crate::commit::{
     Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
 };
+use crate::quota::Stored;
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -318,6 +319,10 @@ impl Engine for EmbeddedEngine {
             shared.store.list_keys(&tenant, &prefix, after.as_deref(), limit, now).map_err(engine_error)
         })
         .await
+    }
+
+    async fn stored(&self, tenant: &TenantId) -> Result<Stored, EngineError> {
+        self.shared.store.stored(tenant).map_err(engine_error)
     }
 
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {

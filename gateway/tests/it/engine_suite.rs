@@ -20,6 +20,7 @@ pub(crate) mod people;
 pub(crate) mod quota;
 pub(crate) mod state;
 pub(crate) mod timers;
+pub(crate) mod totals;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +110,16 @@ macro_rules! engine_suite {
                 timers_of_tenants_and_plugins_are_apart,
                 a_timer_that_is_postponed_has_not_been_tried,
                 a_timer_that_is_given_up_is_kept_among_the_dead,
+            }
+            crate::engine_suite::cases! { $fixture, totals:
+                what_plugins_keep_is_counted_and_what_the_gateway_keeps_is_not,
+                a_commit_that_would_leave_too_much_is_not_applied,
+                whoever_is_over_a_limit_can_clean_up,
+                what_has_expired_stands_in_nobodys_way,
+                a_value_with_a_time_to_live_is_counted_once_however_often_it_is_written,
+                timers_count_until_they_have_fired_or_were_given_up,
+                of_commits_on_many_nodes_together_none_goes_beyond,
+                totals_of_tenants_are_apart,
             }
             crate::engine_suite::cases! { $fixture, people:
                 an_arrived_connection_is_in_its_own_rooms_until_it_is_gone,

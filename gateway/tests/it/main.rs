@@ -30,6 +30,7 @@ mod first_plugin;
 mod habits;
 mod harm;
 mod hostile;
+mod hostile_totals;
 mod hostile_uploads;
 mod http;
 mod http_api;

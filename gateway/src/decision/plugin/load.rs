@@ -287,13 +287,13 @@ impl Host {
             settings: Arc::new(settings.settings.clone()),
             prepared,
             admission: share.admission(limits),
+            warm: match settings.instances {
+                Instances::Fresh => None,
+                Instances::Warm(limits) => Some(WarmPool::new(limits, &self.idle, &share.idle)),
+            },
             routes: Routes::default(),
             share,
             breakers: Breakers::new(),
-            warm: match settings.instances {
-                Instances::Fresh => None,
-                Instances::Warm(limits) => Some(Arc::new(WarmPool::new(limits, &self.idle))),
-            },
             account: self.account(tenant, &settings.name),
             metering: Metering::new(tenant.as_str(), &settings.name),
             host: self.clone(),

@@ -7,11 +7,12 @@
 //! | name after `ps:{tag}:{tenant}:` | type | what |
 //! |---|---|---|
 //! | `log` | stream | the commits |
-//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints |
+//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints, `m` where memberships changed last; what plugins keep: `b` bytes, `n` keys, `w` timers |
 //! | `ch` | shard channel | the commits, and what is not logged |
 //! | `id:{commit}` | string | the position of an applied commit |
 //! | `k:{key}` | string | a value behind its version |
 //! | `keys`, `exp` | sorted sets | the keys in order; when those with a time to live end |
+//! | `sz` | hash | plugins' keys → bytes of key and value |
 //! | `s:{session}` | string | a session record |
 //! | `c` | hash | connection → namespace, subject, session, incarnation of its node |
 //! | `r:{room}` | sorted set | members |

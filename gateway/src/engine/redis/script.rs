@@ -27,7 +27,11 @@ macro_rules! script {
 
 script! {
     /// One commit.
-    COMMIT, "presence.lua", "commit.lua"
+    COMMIT, "presence.lua", "stored.lua", "commit.lua"
+}
+script! {
+    /// What a tenant keeps.
+    TOTALS, "stored.lua", "totals.lua"
 }
 script! {
     /// Puts the registry right with what a node knows.
@@ -63,7 +67,7 @@ script! {
 }
 script! {
     /// Gives a timer up.
-    BURY_TIMER, "bury_timer.lua"
+    BURY_TIMER, "stored.lua", "bury_timer.lua"
 }
 script! {
     /// The top of a log.
@@ -96,6 +100,7 @@ pub(super) async fn load_all(connection: &mut MultiplexedConnection) -> Result<(
         &CLAIM_TIMERS,
         &RELEASE_TIMER,
         &BURY_TIMER,
+        &TOTALS,
         &TAKE_SEAT,
         &KEEP_SEATS,
         &TAKE_TOKENS,

@@ -84,12 +84,12 @@ mod tests {
         let limits = AdminLimits { uploads_per_hour: NonZeroU32::new(30).unwrap(), ..AdminLimits::default() };
         let (mut allowances, now) = (Allowances::new(), Instant::now());
         let mut take = |tenant: &TenantId, what, after_s| {
-            take(&mut allowances, &limits, tenant, what, now + Duration::from_secs(after_s)).map_err(Denied::answer)
+            take(&mut allowances, &limits, tenant, what, now + Duration::from_secs(after_s))
         };
         for _ in 0..30 {
             take(&tenant("a"), Counted::Uploads, 0).unwrap();
         }
-        let refusal = take(&tenant("a"), Counted::Uploads, 0).unwrap_err();
+        let refusal = take(&tenant("a"), Counted::Uploads, 0).unwrap_err().answer();
         assert_eq!((refusal.status().as_u16(), &refusal.headers()["retry-after"]), (429, &"121".parse().unwrap()));
         take(&tenant("b"), Counted::Uploads, 0).unwrap();
         take(&tenant("a"), Counted::Changes, 0).unwrap();

@@ -278,7 +278,8 @@ pub(super) async fn usage(asked: Asked) -> Done {
         Scope::Operator => catalog.usage(id, &from, &to).await?,
         _ => catalog.usage_of_owner(id, &from, &to).await?,
     };
-    Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows) })))
+    let stored = asked.gateway.engine.stored(id).await.map_err(CatalogError::Engine)?;
+    Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows), "stored": stored })))
 }
 
 fn days(query: &Query) -> (String, String) {

@@ -16,6 +16,7 @@ use postern::engine::{
     DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Feed, Follower, Health, KeyPage, Member, NodeStat,
     Orphan, Outcome, Range, Registration, Seat, SeatLimits, Seating, Tokens,
 };
+use postern::quota::Stored;
 use postern::room::Room;
 use postern::tenant::TenantId;
 use tokio::sync::{mpsc, watch};
@@ -97,6 +98,9 @@ impl Engine for StagedEngine {
     }
     async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Answer<()> {
         self.inner.publish_ephemeral(tenant, publication).await
+    }
+    async fn stored(&self, tenant: &TenantId) -> Answer<Stored> {
+        self.inner.stored(tenant).await
     }
     async fn follow(&self, tenant: &TenantId) -> Answer<Follower> {
         let Follower { position, feed: mut whole } = self.inner.follow(tenant).await?;
