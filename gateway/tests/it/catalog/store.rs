@@ -233,7 +233,8 @@ async fn two_who_make_a_tenant_of_a_deleted_ones_name_do_not_delete_from_each_ot
         for n in 0..450 {
             put(&kept, &acme, &format!("old{n}")).await;
         }
-        let deleted = kept.one.change_tenant(&operator(), &acme, "tenant.delete", |_| Ok(None));
+        let by = operator();
+        let deleted = kept.one.change_tenant(&by, &acme, "tenant.delete", |_| Ok(None));
         let made = async || {
             loop {
                 match create(&kept.two, "acme", json!({})).await {
