@@ -26,6 +26,7 @@ mod keys;
 mod plugins;
 mod record;
 mod rollout;
+mod signed;
 mod store;
 mod tenants;
 mod tokens;

@@ -381,6 +381,11 @@ impl Leaving {
         self.connections.lock().remove(id);
     }
 
+    /// Is nobody on the way out?
+    pub fn is_empty(&self) -> bool {
+        self.connections.lock().is_empty()
+    }
+
     /// Is it one of them?
     pub fn contains(&self, id: &ConnectionId) -> bool {
         self.connections.lock().contains(id)

@@ -219,6 +219,19 @@ impl Catalog {
         let found = self.read(&ids.collect::<Vec<_>>()).await?;
         found.into_iter().filter_map(|(key, value)| Some(decode(&key, &value?.value))).collect()
     }
+
+    /// The same of one tenant, without what somebody else did who had its name before.
+    pub async fn audit_of_owner(
+        &self,
+        tenant: &TenantId,
+        before: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<AuditRecord>, CatalogError> {
+        let created = self.created_ms(Some(tenant)).await?.unwrap_or_default();
+        let mut records = self.audit(Some(tenant), before, limit).await?;
+        records.retain(|record| record.at_ms >= created);
+        Ok(records)
+    }
 }
 
 #[cfg(test)]

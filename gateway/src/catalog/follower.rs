@@ -8,7 +8,7 @@
 //! Whoever rolls a version out writes it into the plugin's record. Every node then loads it beside what runs, says so,
 //! and whichever sees that all have it makes it active; see [`rollouts`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ const ERROR_REST_MAX: Duration = Duration::from_secs(60);
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Tenants that are brought up to date at the same time.
+/// Tenants that are brought up to date at the same time: of those that are served already, and of the others.
 const SYNCING_MAX: usize = 16;
 
 /// How long the first look may take before the node starts without.
@@ -56,9 +56,14 @@ pub struct CatalogFollower {
     /// Those that rest; the others are being brought up to date.
     resting: HashMap<TenantId, TenantState>,
     syncing: FuturesUnordered<Syncing>,
-    busy: HashSet<TenantId>,
-    /// To be brought up to date, in this order.
-    due: Vec<TenantId>,
+    /// Those that are being brought up to date; `true`: they were served already.
+    busy: HashMap<TenantId, bool>,
+    /// To be brought up to date, in this order, each once.
+    due: VecDeque<TenantId>,
+    /// The same of those that are served already: they go first.
+    due_served: VecDeque<TenantId>,
+    /// All that are in one of these lines.
+    queued: HashSet<TenantId>,
     /// To be tried again.
     later: HashMap<TenantId, Instant>,
     rollouts: Rollouts,
@@ -85,8 +90,10 @@ impl CatalogFollower {
             feeder: None,
             resting: HashMap::new(),
             syncing: FuturesUnordered::new(),
-            busy: HashSet::new(),
-            due: Vec::new(),
+            busy: HashMap::new(),
+            due: VecDeque::new(),
+            due_served: VecDeque::new(),
+            queued: HashSet::new(),
             later: HashMap::new(),
             changes_seen: None,
             missed: false,
@@ -97,7 +104,7 @@ impl CatalogFollower {
         follower.feeder = Some(follower.gateway.catalog.follow().await?);
         follower.sweep(true).await?;
         let all = async {
-            while !follower.due.is_empty() || !follower.syncing.is_empty() {
+            while !follower.queued.is_empty() || !follower.syncing.is_empty() {
                 follower.begin();
                 if let Some((state, synced)) = follower.syncing.next().await {
                     follower.ended(state, synced);
@@ -106,7 +113,7 @@ impl CatalogFollower {
         };
         if tokio::time::timeout(FIRST_LOOK_MAX, all).await.is_err() {
             tracing::warn!(
-                left = follower.busy.len() + follower.due.len(),
+                left = follower.busy.len() + follower.queued.len(),
                 "tenants of the catalog are still being loaded"
             );
         }
@@ -170,18 +177,25 @@ impl CatalogFollower {
     }
 
     async fn look(&mut self) -> Result<(), CatalogError> {
-        let refollowed = self.feeder.is_none();
-        if refollowed {
+        if self.feeder.is_none() {
             self.feeder = Some(self.gateway.catalog.follow().await?);
+            // Until everything was looked through, however often that fails.
+            self.missed = true;
         }
-        self.sweep(refollowed || self.missed).await?;
+        self.sweep(self.missed).await?;
         self.missed = false;
         Ok(())
     }
 
     fn dirty(&mut self, id: TenantId) {
-        if !self.due.contains(&id) {
-            self.due.push(id);
+        if !self.queued.insert(id.clone()) {
+            return;
+        }
+        let is_served = self.busy.get(&id).copied().unwrap_or_default();
+        if is_served || self.resting.get(&id).is_some_and(TenantState::is_served) {
+            self.due_served.push_back(id);
+        } else {
+            self.due.push_back(id);
         }
     }
 
@@ -199,8 +213,13 @@ impl CatalogFollower {
         loop {
             let page = catalog.tenants(after.as_deref(), PAGE_MAX).await?;
             for record in page.tenants {
-                let current = |state: &TenantState| state.is_at(&record);
-                if !self.resting.get(&record.name).is_some_and(current) {
+                let state = self.resting.get_mut(&record.name);
+                let current = state.is_some_and(|state| {
+                    // It is there again: from now on its deletion counts.
+                    state.lost = false;
+                    state.is_at(&record)
+                });
+                if !current {
                     self.dirty(record.name.clone());
                 }
                 there.insert(record.name);
@@ -239,14 +258,25 @@ impl CatalogFollower {
         Ok(())
     }
 
-    /// Begins to bring tenants up to date, as many as may be at the same time, each once.
+    /// Begins to bring tenants up to date, as many as may be at the same time, each once; first those that are served.
     fn begin(&mut self) {
+        let due = std::mem::take(&mut self.due_served);
+        self.due_served = self.begin_some(due, true);
+        let due = std::mem::take(&mut self.due);
+        self.due = self.begin_some(due, false);
+    }
+
+    /// Answers those that wait. Looks at no more of them than there are places, and at those that are busy.
+    fn begin_some(&mut self, mut due: VecDeque<TenantId>, served: bool) -> VecDeque<TenantId> {
+        let mut places = SYNCING_MAX.saturating_sub(self.busy.values().filter(|busy| **busy == served).count());
         let mut wait = Vec::new();
-        for id in std::mem::take(&mut self.due) {
-            if self.busy.contains(&id) || self.syncing.len() >= SYNCING_MAX {
+        while places > 0 {
+            let Some(id) = due.pop_front() else { break };
+            if self.busy.contains_key(&id) {
                 wait.push(id);
                 continue;
             }
+            self.queued.remove(&id);
             if let Some(file) = self.gateway.catalog.file_of(&id) {
                 if self.shadowed.insert(id.clone()) {
                     let file = file.display();
@@ -254,11 +284,15 @@ impl CatalogFollower {
                 }
                 continue;
             }
-            self.busy.insert(id.clone());
+            places -= 1;
+            self.busy.insert(id.clone(), served);
             let state = self.resting.remove(&id).unwrap_or_else(|| TenantState::new(id));
             self.syncing.push(Box::pin(state.sync(self.gateway.clone())));
         }
-        self.due = wait;
+        for id in wait.into_iter().rev() {
+            due.push_front(id);
+        }
+        due
     }
 
     fn ended(&mut self, mut state: TenantState, synced: Synced) {
@@ -277,9 +311,12 @@ impl CatalogFollower {
                 self.rollouts.follow(&id, rollouts);
                 self.resting.insert(id, state);
             }
-            Synced::Failed { why, again } => {
+            Synced::Failed { why, again, rollouts } => {
                 tracing::error!(tenant = %id, ?why, "a tenant of the catalog cannot be served as it is written; what was served goes on");
                 self.gateway.catalog.trouble(&id, why);
+                if let Some(rollouts) = rollouts {
+                    self.rollouts.follow(&id, rollouts);
+                }
                 if again {
                     let rest = ERROR_REST.saturating_mul(1 << state.failures.min(6)).min(ERROR_REST_MAX);
                     state.failures += 1;

@@ -3,6 +3,7 @@
 //! | key | what |
 //! |---|---|
 //! | `/tenant/{tenant}` | [`TenantRecord`](super::TenantRecord) |
+//! | `/gone/{tenant}` | a [`GoneRecord`](super::tenants::GoneRecord): there was a tenant of this name, and it was deleted |
 //! | `/plugin/{tenant}/{plugin}` | [`PluginRecord`](super::PluginRecord) |
 //! | `/ready/{tenant}/{plugin}/{roll-out}/{node}` | [`ReadyRecord`](super::ReadyRecord), for a while |
 //! | `/token/{id}` | [`TokenRecord`](super::TokenRecord) |
@@ -25,6 +26,10 @@ pub(super) const TENANT_COUNT: &str = "/count/tenants";
 
 pub(super) fn tenant(id: &TenantId) -> StateKey {
     StateKey::stored(&format!("{TENANTS}{id}"))
+}
+
+pub(super) fn gone(tenant: &TenantId) -> StateKey {
+    StateKey::stored(&format!("/gone/{tenant}"))
 }
 
 pub(super) fn plugins(tenant: &TenantId) -> String {

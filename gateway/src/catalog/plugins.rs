@@ -100,7 +100,9 @@ impl Catalog {
                 ..after
             });
             if let Some(after) = &after {
-                self.fits(tenant, after).await?;
+                if !Self::is_as_judged(found.plugin.as_ref(), after) {
+                    self.fits(tenant, after).await?;
+                }
             } else if found.plugin.is_none() {
                 return Ok(None);
             }
@@ -108,6 +110,14 @@ impl Catalog {
                 return Ok(after);
             }
         }
+    }
+
+    /// What is as it was is not judged again: what a later version finds wrong with it must not hinder whoever disables
+    /// the plugin.
+    fn is_as_judged(before: Option<&PluginRecord>, after: &PluginRecord) -> bool {
+        before.is_some_and(|before| {
+            (before.role, before.canary, before.document()) == (after.role, after.canary, after.document())
+        })
     }
 
     /// Does a plugin go together with the tenant's others?

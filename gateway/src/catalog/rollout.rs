@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plugins::{PREVIOUS_KEPT_MAX, no_plugin};
 use super::record::decode;
+use super::signed::trusted;
 use super::store::Tries;
 use super::{
     Actor, Canary, Catalog, CatalogError, Changed, Ended, FORMAT, PluginRecord, ReadyRecord, Rollout, SHARES, keys,
@@ -240,8 +241,10 @@ impl Catalog {
         loop {
             tries.next().await?;
             let found = self.find(tenant, name).await?;
-            let mut plugin = found.plugin.clone().ok_or_else(|| no_plugin(name))?;
+            let before = found.plugin.clone().ok_or_else(|| no_plugin(name))?;
+            let mut plugin = before.clone();
             change(&mut plugin)?;
+            trusted(&found.tenant, &before, &plugin, self.inner.demo)?;
             plugin.changed_ms = now_ms();
             if found.commit(by, what, name, Some(&plugin)).await? {
                 return Ok(plugin);

@@ -4,21 +4,37 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::record::decode;
+use serde::{Deserialize, Serialize};
+
+use super::record::{FORMAT, decode};
 use super::store::Tries;
 use super::{
     Actor, Catalog, CatalogError, Changed, PAGE_MAX, PLUGINS_MAX, PluginRecord, TENANTS_MAX, TenantRecord, keys,
 };
-use crate::commit::{Commit, CommitId, StateKey, Write, now_ms};
+use crate::commit::{Commit, CommitId, Millis, StateKey, Version, Write, now_ms};
 use crate::config::{Mistakes, tenant_from_json};
+use crate::engine::Outcome;
 use crate::tenant::TenantId;
 
 /// Keys of a deleted tenant that go with one commit.
-const PURGED_AT_ONCE: usize = 500;
+const PURGED_AT_ONCE: usize = 200;
 
 /// How many such commits the deletion makes; the rest go when the name is used again, with at most so many.
-const PURGE_COMMITS_AT_ONCE: usize = 20;
-const PURGE_COMMITS_MAX: usize = 2_000;
+const PURGE_COMMITS_AT_ONCE: usize = 50;
+const PURGE_COMMITS_MAX: usize = 5_000;
+
+/// Tokens of a deleted tenant that go with the commit that deletes it; more of them are no good any more all the same,
+/// as they name the tenant that they were made for.
+const TOKENS_DELETED_MAX: usize = 400;
+
+/// That a tenant was deleted: whoever has its name next is not to find what it had stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GoneRecord {
+    /// The format of whoever wrote it.
+    format: u32,
+    /// When the tenant was deleted.
+    at_ms: Millis,
+}
 
 /// Some of the tenants.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,15 +106,23 @@ impl Catalog {
                 (None, Some(_)) => {
                     let plugins = self.list_all(&keys::plugins(id), "plugins of the tenant", PLUGINS_MAX).await?;
                     plugins.into_iter().for_each(|key| draft.delete(key));
+                    for token in self.tokens_of(id).await?.into_iter().take(TOKENS_DELETED_MAX) {
+                        draft.delete(keys::token(&token.id));
+                    }
                     draft.delete(keys::tenant(id));
+                    draft.put(keys::gone(id), &GoneRecord { format: FORMAT, at_ms: now_ms() }, None)?;
                     draft.add(StateKey::stored(keys::TENANT_COUNT), -1);
                     None
                 }
                 (Some(wanted), before) => {
                     if before.is_none() {
                         self.room_for_a_tenant().await?;
-                        // Whoever had this name before is somebody else.
-                        self.purge(id, PURGE_COMMITS_MAX).await?;
+                        // Whoever had this name before is somebody else. Without a mark nobody had it: what is stored
+                        // under it is of a tenant that some node has in a file.
+                        if let Some((_, mark)) = draft.get_versioned::<GoneRecord>(keys::gone(id)).await? {
+                            self.purge(id, &mark, PURGE_COMMITS_MAX).await?;
+                            draft.delete(keys::gone(id));
+                        }
                         draft.add(StateKey::stored(keys::TENANT_COUNT), 1);
                     }
                     self.check_settings(id, &wanted, before.as_ref())?;
@@ -111,7 +135,7 @@ impl Catalog {
             draft.tell(&Changed::Tenant { tenant: id.clone() });
             if draft.commit().await? {
                 if after.is_none()
-                    && let Err(error) = self.purge(id, PURGE_COMMITS_AT_ONCE).await
+                    && let Err(error) = self.purge_deleted(id).await
                 {
                     tracing::info!(tenant = %id, %error, "the rest of a deleted tenant's state goes when its name is used again");
                 }
@@ -120,16 +144,37 @@ impl Catalog {
         }
     }
 
-    /// Deletes what the plugins of a tenant have stored.
-    async fn purge(&self, id: &TenantId, commits_max: usize) -> Result<(), CatalogError> {
+    async fn purge_deleted(&self, id: &TenantId) -> Result<(), CatalogError> {
+        match self.draft().get_versioned::<GoneRecord>(keys::gone(id)).await? {
+            Some((_, mark)) => self.purge(id, &mark, PURGE_COMMITS_AT_ONCE).await,
+            // It was made anew, by whoever has purged it.
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes what the plugins of a deleted tenant have stored, while its name is marked with `mark`: as soon as
+    /// somebody has the name anew, nothing more.
+    ///
+    /// Each commit rests on the values as they were before the mark was looked at. Whoever made the tenant meanwhile had
+    /// deleted all of them, so a commit that comes too late meets none of them and is not done.
+    async fn purge(&self, id: &TenantId, mark: &Version, commits_max: usize) -> Result<(), CatalogError> {
         for _ in 0..commits_max {
             let page = self.engine().list_keys(id, "", None, PURGED_AT_ONCE).await?;
             if page.keys.is_empty() {
                 return Ok(());
             }
+            let found = self.engine().read(id, &page.keys).await?;
+            let marked = self.read(&[keys::gone(id)]).await?.pop().and_then(|(_, found)| found);
+            if marked.is_none_or(|marked| marked.version != *mark) {
+                return Ok(());
+            }
+            let reads = page.keys.iter().cloned().zip(found.into_iter().map(|found| found.map(|found| found.version)));
+            let reads = reads.collect();
             let writes = page.keys.into_iter().map(|key| (key, Write::Delete)).collect();
-            let commit = Commit { writes, ..Commit::new(CommitId::random()) };
-            self.engine().commit(id, Arc::new(commit)).await?;
+            let commit = Commit { reads, writes, ..Commit::new(CommitId::random()) };
+            if let Outcome::Conflict(_) = self.engine().commit(id, Arc::new(commit)).await? {
+                tracing::debug!(tenant = %id, "somebody else deletes or writes what a deleted tenant has stored");
+            }
         }
         let (what, limit) = ("keys of the tenant that had this name before", commits_max * PURGED_AT_ONCE);
         Err(CatalogError::Limit { what, value: limit + 1, limit })

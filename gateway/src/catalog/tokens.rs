@@ -71,6 +71,10 @@ pub struct TokenRecord {
     /// The only tenant that it may see.
     #[serde(default)]
     pub tenant: Option<TenantId>,
+    /// When the tenant that it is for was made: it is no good for another one that has its name later. `None`: the
+    /// tenant was in a file, or an earlier version of the gateway wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant_created_ms: Option<Millis>,
     /// The SHA-256 of the token, in hexadecimal.
     pub digest: String,
     /// When it was made.
@@ -154,6 +158,7 @@ impl Catalog {
             id: id.clone(),
             name: new.name,
             scope: new.scope,
+            tenant_created_ms: self.created_ms(new.tenant.as_ref()).await?,
             tenant: new.tenant,
             digest: digest(&text),
             created_ms: now,
@@ -190,6 +195,19 @@ impl Catalog {
         }
     }
 
+    /// All tokens that are for one tenant.
+    pub(super) async fn tokens_of(&self, tenant: &TenantId) -> Result<Vec<TokenRecord>, CatalogError> {
+        let mut tokens = self.tokens().await?;
+        tokens.retain(|token| token.tenant.as_ref() == Some(tenant));
+        Ok(tokens)
+    }
+
+    /// When the tenant was made; `None`: it is none of the catalog's.
+    pub(super) async fn created_ms(&self, tenant: Option<&TenantId>) -> Result<Option<Millis>, CatalogError> {
+        let Some(tenant) = tenant.filter(|tenant| self.file_of(tenant).is_none()) else { return Ok(None) };
+        Ok(self.tenant(tenant).await?.map(|tenant| tenant.created_ms))
+    }
+
     /// The token that this text is; `None`: it is none, or not any more.
     pub async fn token_of(&self, text: &str) -> Result<Option<TokenRecord>, CatalogError> {
         Ok(self.judge(text).await?.map(|(record, _)| record))
@@ -210,11 +228,17 @@ impl Catalog {
             return Ok(None);
         };
         let found: Option<(TokenRecord, Version)> = self.draft().get_versioned(keys::token(id)).await?;
-        Ok(found.filter(|(record, _)| {
+        let found = found.filter(|(record, _)| {
             let alive = record.expires_ms.is_none_or(|expires| now_ms() < expires);
             // Digests of secrets: where they differ tells nothing of the secret.
             alive && record.id == id && record.digest == digest(text)
-        }))
+        });
+        let Some((record, version)) = found else { return Ok(None) };
+        let of_this = match self.created_ms(record.tenant.as_ref()).await? {
+            Some(created) => record.tenant_created_ms.map_or(record.created_ms >= created, |of| of == created),
+            None => record.tenant_created_ms.is_none(),
+        };
+        Ok(of_this.then_some((record, version)))
     }
 }
 

@@ -104,6 +104,14 @@ impl Catalog {
         }
     }
 
+    /// As [`usage`](Catalog::usage), without days on which only somebody else had the tenant's name.
+    pub async fn usage_of_owner(&self, tenant: &TenantId, from: &str, to: &str) -> Result<Vec<UsageRow>, CatalogError> {
+        let created = day_of(self.created_ms(Some(tenant)).await?.unwrap_or_default());
+        let mut rows = self.usage(tenant, from, to).await?;
+        rows.retain(|row| row.day >= created);
+        Ok(rows)
+    }
+
     /// A tenant's accounts from one day to another, both included (`YYYY-MM-DD`), by day and plugin.
     pub async fn usage(&self, tenant: &TenantId, from: &str, to: &str) -> Result<Vec<UsageRow>, CatalogError> {
         for day in [from, to] {

@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::ERROR_REST;
+use super::shelf::{Key, Passing};
 use super::tenant::OnItsWay;
 use crate::catalog::{CatalogError, Settled};
 use crate::gateway::Gateway;
@@ -30,6 +31,8 @@ enum Done {
 /// One on its way.
 struct Pending {
     id: String,
+    /// What was prepared.
+    key: Option<Key>,
     /// When this node heard of it; clocks of other nodes may be wrong.
     heard: Instant,
     /// How long after that it goes on without those that are not ready.
@@ -58,12 +61,19 @@ impl Rollouts {
         self.pending.retain(|(of, _), pending| of != tenant || ids.contains(&pending.id));
         for one in all {
             let place = (tenant.clone(), one.plugin.name.clone());
-            if self.pending.get(&place).is_some_and(|pending| pending.id == one.rollout.id) {
+            let key = one.version.as_ref().map(|version| Key::of(&one.tenant, &one.plugin, version));
+            if let Some(pending) = self.pending.get_mut(&place).filter(|pending| pending.id == one.rollout.id) {
+                // With other settings it is another component: what was prepared for those before is let go of.
+                if pending.key != key {
+                    pending.key = key;
+                    let patience = pending.patience.saturating_sub(pending.heard.elapsed());
+                    self.working.push(Box::pin(prepare(self.gateway.clone(), place, one, patience)));
+                }
                 continue;
             }
             let patience = Duration::from_millis(one.rollout.deadline_ms.saturating_sub(one.rollout.started_ms));
             let (id, heard) = (one.rollout.id.clone(), Instant::now());
-            self.pending.insert(place.clone(), Pending { id, heard, patience, looking: false, look_at: None });
+            self.pending.insert(place.clone(), Pending { id, key, heard, patience, looking: false, look_at: None });
             self.working.push(Box::pin(prepare(self.gateway.clone(), place, one, patience)));
         }
     }
@@ -141,11 +151,15 @@ impl Rollouts {
 async fn prepare(gateway: Arc<Gateway>, place: Place, one: OnItsWay, patience: Duration) -> Done {
     let id = one.rollout.id.clone();
     let until = Instant::now() + patience;
+    let mut failures = 0;
     let loaded = loop {
         let Some(version) = &one.version else { break Err("the version is not there any more".to_owned()) };
         match one.shelf.load(&gateway, &one.tenant, &one.plugin, version).await {
             Ok(_) => break Ok(()),
-            Err(error) if error.passing && Instant::now() < until => tokio::time::sleep(ERROR_REST).await,
+            Err(error) if error.passing.again(failures) && Instant::now() < until => {
+                tokio::time::sleep(ERROR_REST.saturating_mul(1 << failures.min(3))).await;
+                failures += u32::from(error.passing == Passing::Perhaps);
+            }
             Err(error) => break Err(error.why),
         }
     };

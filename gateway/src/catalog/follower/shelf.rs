@@ -6,9 +6,10 @@ use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 
+use crate::catalog::signed::signed;
 use crate::catalog::{CatalogError, PluginRecord, VersionRecord};
 use crate::config::{Mistakes, plugin_from_json};
-use crate::decision::plugin::{Plugin, SignatureError, digest, verify};
+use crate::decision::plugin::{Plugin, digest};
 use crate::engine::EngineError;
 use crate::gateway::Gateway;
 use crate::tenant::Tenant;
@@ -39,7 +40,41 @@ impl Key {
 pub(super) struct NotLoaded {
     pub(super) why: String,
     /// May it be there in a moment?
-    pub(super) passing: bool,
+    pub(super) passing: Passing,
+    /// Is it of somebody whom the tenant does not trust, or not any more? Then nothing of the plugin runs.
+    pub(super) distrusted: bool,
+}
+
+/// May what went wrong be well in a while?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passing {
+    /// No.
+    No,
+    /// Perhaps: a few times more it is tried.
+    Perhaps,
+    /// Yes.
+    Yes,
+}
+
+impl Passing {
+    /// How often in a row something is tried that may be well in a while.
+    const TRIED_MAX: u32 = 5;
+
+    /// Is it tried again after so many failures?
+    pub(super) fn again(self, failures: u32) -> bool {
+        match self {
+            Passing::No => false,
+            Passing::Perhaps => failures < Passing::TRIED_MAX,
+            Passing::Yes => true,
+        }
+    }
+}
+
+impl NotLoaded {
+    fn new(why: impl ToString, passing: bool) -> NotLoaded {
+        let passing = if passing { Passing::Yes } else { Passing::No };
+        NotLoaded { why: why.to_string(), passing, distrusted: false }
+    }
 }
 
 /// See the [module's text](self).
@@ -66,13 +101,16 @@ impl Shelf {
         plugin: &PluginRecord,
         version: &VersionRecord,
     ) -> Result<Arc<Plugin>, NotLoaded> {
+        // What runs is held against the keys that the tenant has now, too.
+        signed(tenant, plugin, version)
+            .map_err(|error| NotLoaded { distrusted: true, ..NotLoaded::new(error, false) })?;
         let key = Key::of(tenant, plugin, version);
         if let Some(loaded) = self.get(&key) {
             return Ok(loaded);
         }
         let loaded = load(gateway, tenant, plugin, version).await?;
-        self.loaded.lock().insert(key, loaded.clone());
-        Ok(loaded)
+        // Somebody else may have been faster: that one may run already.
+        Ok(self.loaded.lock().entry(key).or_insert(loaded).clone())
     }
 }
 
@@ -84,28 +122,26 @@ async fn load(
 ) -> Result<Arc<Plugin>, NotLoaded> {
     let settings = plugin_from_json(&plugin.name, &plugin.document()).map_err(|Mistakes(mistakes)| {
         let why: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
-        NotLoaded { why: why.join("; "), passing: false }
+        NotLoaded::new(why.join("; "), false)
     })?;
-    let bytes = gateway.catalog.component(&version.digest).await.map_err(|error| NotLoaded {
-        passing: matches!(&error, CatalogError::Engine(error) if !matches!(error, EngineError::Corrupt(_))),
-        why: error.to_string(),
+    let bytes = gateway.catalog.component(&version.digest).await.map_err(|error| {
+        // An artefact that is missing may be uploaded again.
+        let passing = match &error {
+            CatalogError::Engine(error) => !matches!(error, EngineError::Corrupt(_)),
+            error => matches!(error, CatalogError::NotFound { .. }),
+        };
+        NotLoaded::new(error, passing)
     })?;
-    let (bytes, digest) = digest_of(bytes).await.map_err(|why| NotLoaded { why, passing: true })?;
+    let (bytes, digest) = digest_of(bytes).await.map_err(|why| NotLoaded::new(why, true))?;
     if digest != *version.digest {
         let why = format!("the component has the SHA-256 {digest}, not {}: it was changed on its way", version.digest);
-        return Err(NotLoaded { why, passing: false });
+        return Err(NotLoaded::new(why, false));
     }
-    // Before anything of it is compiled, and against the keys that the tenant has now.
-    signed(tenant, plugin, version).map_err(|error| NotLoaded { why: error.to_string(), passing: false })?;
     let loaded = gateway.host.load(&tenant.id, &settings, &tenant.call_limits, bytes).await;
-    loaded.map_err(|error| NotLoaded { passing: error.is_passing(), why: error.to_string() })
-}
-
-fn signed(tenant: &Tenant, plugin: &PluginRecord, version: &VersionRecord) -> Result<(), SignatureError> {
-    let written = version.signature.as_ref().map(|signature| format!("{}:{}", signature.key, signature.value));
-    let signature = written.map(|written| written.parse()).transpose()?;
-    let (keys, required) = (&tenant.signature_keys, tenant.require_signature);
-    verify(&tenant.id, &plugin.name, &version.digest, keys, required, signature.as_ref()).map(drop)
+    loaded.map_err(|error| {
+        let passing = if error.is_slow() { Passing::Perhaps } else { NotLoaded::new("", error.is_passing()).passing };
+        NotLoaded { passing, ..NotLoaded::new(error, false) }
+    })
 }
 
 /// The SHA-256 of a component, taken where it may take its time.

@@ -170,7 +170,18 @@ pub enum LoadError {
 impl LoadError {
     /// Would the same component be taken at another time? Then the upload is to be tried again.
     pub fn is_passing(&self) -> bool {
-        matches!(self, LoadError::Gateway(_) | LoadError::Stopping)
+        match self {
+            LoadError::Gateway(_) | LoadError::Stopping => true,
+            // It was not tried at all.
+            LoadError::Trial(error) => matches!(error, CallError::Overloaded(_) | CallError::EngineUnavailable(_)),
+            _ => false,
+        }
+    }
+
+    /// Did its trial take too long? That may be the component's fault, or that of a machine with too much to do.
+    pub fn is_slow(&self) -> bool {
+        matches!(self, LoadError::Trial(CallError::Failed(failure))
+            if matches!(failure.kind, FailureKind::WallTime | FailureKind::CpuTime))
     }
 }
 

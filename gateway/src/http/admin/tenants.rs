@@ -284,7 +284,11 @@ pub(super) async fn usage(asked: Asked) -> Done {
     let id = asked.tenant()?;
     subject(&asked.gateway, id).await?;
     let (from, to) = days(&asked.query);
-    let rows = asked.gateway.catalog.usage(id, &from, &to).await?;
+    let catalog = &asked.gateway.catalog;
+    let rows = match asked.actor.scope {
+        Scope::Operator => catalog.usage(id, &from, &to).await?,
+        _ => catalog.usage_of_owner(id, &from, &to).await?,
+    };
     let stored = asked.gateway.engine.stored(id).await.map_err(CatalogError::Engine)?;
     Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows), "stored": stored })))
 }

@@ -78,7 +78,12 @@ pub(super) async fn audit(asked: Asked) -> Done {
     }
     let limit = asked.query.limit(AUDITED, AUDITED_MAX)?;
     let mut entries = Vec::new();
-    for record in asked.gateway.catalog.audit(of.as_ref(), asked.query.text("before"), limit).await? {
+    let (catalog, before) = (&asked.gateway.catalog, asked.query.text("before"));
+    let records = match &of {
+        Some(tenant) if asked.actor.scope != Scope::Operator => catalog.audit_of_owner(tenant, before, limit).await?,
+        of => catalog.audit(of.as_ref(), before, limit).await?,
+    };
+    for record in records {
         let mut entry = serde_json::to_value(&record).unwrap_or_default();
         if let Value::Object(entry) = &mut entry {
             entry.remove("format");

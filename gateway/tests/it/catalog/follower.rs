@@ -268,27 +268,38 @@ fn a_new_version_that_keeps_failing_is_rolled_back_by_itself_once() {
 fn a_tenant_that_wants_signatures_is_served_no_component_without_one() {
     let site = Site::on_redis(1);
     site.tenant_of_version_1("acme");
-    let mut ws = Clients::ws();
-    join(&mut ws, &site.nodes[0].ws("acme"), "bob", "acme");
     site.change("acme", |mut tenant| {
-        tenant.settings.insert("require_signature".into(), json!(true));
         tenant.settings.insert("signature_keys".into(), json!([{ "id": "ci", "public_key": PUBLIC_KEY }]));
         Some(tenant)
     });
-    // However it came into the catalog: the node looks itself.
-    site.upload("acme", "echo", component(2));
-    site.activate("acme", "echo", 2, DEADLINE);
-    let status = site.wait_for_rollout("acme", "echo", RolloutState::Failed);
-    assert!(status.message.contains("signature"), "{status:?}");
-    let number = site.upload_signed("acme", "echo", component(3), |digest| {
-        sign(PRIVATE_KEY, "ci", &id("acme"), "another", digest).unwrap()
-    });
-    site.activate("acme", "echo", number, DEADLINE);
-    assert!(site.wait_for_rollout("acme", "echo", RolloutState::Failed).message.contains("does not hold"));
-    let number = site.upload_signed("acme", "echo", component(3), |digest| {
-        sign(PRIVATE_KEY, "ci", &id("acme"), "echo", digest).unwrap()
-    });
+    let signed = |plugin: &str, of: u32, named: &str| {
+        site.upload_signed("acme", plugin, component(of), |digest| {
+            sign(PRIVATE_KEY, "ci", &id("acme"), named, digest).unwrap()
+        })
+    };
+    let number = signed("gate", 1, "gate");
+    site.roll_out("acme", "gate", number);
+    let mut ws = Clients::ws();
+    join(&mut ws, &site.nodes[0].ws("acme"), "bob", "acme");
     assert_eq!(version(&mut ws, "bob"), "0001");
+    // What runs without a signature ends when one is wanted.
+    site.change("acme", |mut tenant| {
+        tenant.settings.insert("require_signature".into(), json!(true));
+        Some(tenant)
+    });
+    eventually("the component without a signature does not run", || {
+        version(&mut ws, "bob")["error"]["code"] == "plugin_unavailable"
+    });
+    let refused = |number: u64| {
+        let acme = id("acme");
+        let begun = site.catalog.activate(operator(), &acme, "echo", number, DEADLINE);
+        site.runtime.block_on(begun).unwrap_err().to_string()
+    };
+    let number = site.upload("acme", "echo", component(2));
+    assert!(refused(number).contains("signature"));
+    let number = signed("echo", 3, "another");
+    assert!(refused(number).contains("does not hold"));
+    let number = signed("echo", 3, "echo");
     site.roll_out("acme", "echo", number);
     runs(&mut ws, "bob", "0003");
     site.stop();

@@ -72,6 +72,11 @@ macro_rules! on_both {
 on_both! {
     a_tenant_is_made_changed_and_deleted_and_every_node_is_told,
     a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name,
+    a_token_of_a_deleted_tenant_is_no_good_for_the_next_of_its_name,
+    a_tenant_that_some_node_has_in_a_file_loses_nothing_to_one_that_is_made,
+    two_who_make_a_tenant_of_a_deleted_ones_name_do_not_delete_from_each_other,
+    a_plugin_whose_options_are_refused_now_can_be_disabled,
+    a_version_that_the_tenant_does_not_trust_is_not_chosen,
     the_audit_log_says_who_changed_what_and_shows_no_secret,
     changes_at_the_same_moment_are_all_done,
     a_plugin_goes_together_with_its_tenants_others,
@@ -167,6 +172,130 @@ async fn a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name(kept: 
     fill().await;
     create(&kept.two, "acme", json!({})).await.unwrap();
     assert_eq!(stored().await, 0);
+}
+
+async fn a_token_of_a_deleted_tenant_is_no_good_for_the_next_of_its_name(kept: Kept) {
+    let acme = id("acme");
+    let new = |name: &str| NewToken {
+        name: name.into(),
+        scope: Scope::TenantAdmin,
+        tenant: Some(id("acme")),
+        expires_ms: None,
+    };
+    let (_, early) = kept.one.create_token(&operator(), new("early")).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    assert_eq!(kept.two.token_of(&early).await.unwrap(), None, "it was made for nobody");
+    let (record, text) = kept.one.create_token(&operator(), new("former")).await.unwrap();
+    assert!(kept.two.token_of(&text).await.unwrap().is_some());
+    kept.one.change_tenant(&operator(), &acme, "tenant.delete", |_| Ok(None)).await.unwrap();
+    assert_eq!(kept.two.tokens().await.unwrap(), []);
+    // One that was being made at that moment.
+    let write = Write::Put { value: serde_json::to_vec(&record).unwrap().into(), ttl_ms: None };
+    let writes = vec![(StateKey::of("", &format!("/token/{}", record.id)), write)];
+    let commit = Commit { writes, ..Commit::new(CommitId::random()) };
+    kept.engine.commit(&TenantId::catalog(), Arc::new(commit)).await.unwrap();
+    assert_eq!(kept.two.token_of(&text).await.unwrap(), None);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    create(&kept.two, "acme", json!({})).await.unwrap();
+    assert_eq!(kept.one.tokens().await.unwrap().len(), 1);
+    assert_eq!(kept.one.token_of(&text).await.unwrap(), None);
+    // What the former owner did is for operators only.
+    let told = kept.one.audit_of_owner(&acme, None, 10).await.unwrap();
+    assert_eq!(told.iter().map(|record| &*record.what).collect::<Vec<_>>(), ["tenant.create"]);
+    assert!(kept.one.audit(Some(&acme), None, 10).await.unwrap().len() > 3);
+    let used = |day: &str| {
+        (day.to_owned(), UsageDelta { tenant: id("acme"), plugin: "echo".into(), what: "calls".into(), number: 1 })
+    };
+    for (day, delta) in [used("2020-01-01"), used(&postern::catalog::day_of(now_ms()))] {
+        kept.one.add_usage(&CommitId::random(), &day, &[delta]).await.unwrap();
+    }
+    assert_eq!(kept.two.usage_of_owner(&acme, "2019-12-31", "2099-01-01").await.unwrap().len(), 1);
+    assert_eq!(kept.two.usage(&acme, "2019-12-31", "2099-01-01").await.unwrap().len(), 2);
+}
+
+async fn put(kept: &Kept, tenant: &TenantId, key: &str) {
+    let writes = vec![(StateKey::of("echo", key), Write::Put { value: "x".into(), ttl_ms: None })];
+    let commit = Commit { writes, ..Commit::new(CommitId::random()) };
+    kept.engine.commit(tenant, Arc::new(commit)).await.unwrap();
+}
+
+async fn a_tenant_that_some_node_has_in_a_file_loses_nothing_to_one_that_is_made(kept: Kept) {
+    put(&kept, &id("elsewhere"), "kept").await;
+    create(&kept.one, "elsewhere", json!({})).await.unwrap();
+    assert_eq!(kept.engine.list_keys(&id("elsewhere"), "", None, 10).await.unwrap().keys.len(), 1);
+}
+
+async fn two_who_make_a_tenant_of_a_deleted_ones_name_do_not_delete_from_each_other(kept: Kept) {
+    let acme = id("acme");
+    for round in 0..5 {
+        create(&kept.one, "acme", json!({})).await.unwrap();
+        for n in 0..450 {
+            put(&kept, &acme, &format!("old{n}")).await;
+        }
+        let by = operator();
+        let deleted = kept.one.change_tenant(&by, &acme, "tenant.delete", |_| Ok(None));
+        let made = async || {
+            loop {
+                match create(&kept.two, "acme", json!({})).await {
+                    Ok(_) => break,
+                    Err(CatalogError::Exists { .. } | CatalogError::Conflict(_)) => tokio::task::yield_now().await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            put(&kept, &acme, "new").await;
+        };
+        let (deleted, ()) = tokio::join!(deleted, made());
+        deleted.unwrap();
+        let keys = kept.engine.list_keys(&acme, "", None, 10).await.unwrap().keys;
+        assert_eq!(keys, [StateKey::of("echo", "new")], "round {round}");
+        kept.one.change_tenant(&operator(), &acme, "tenant.delete", |_| Ok(None)).await.unwrap();
+    }
+}
+
+async fn a_plugin_whose_options_are_refused_now_can_be_disabled(kept: Kept) {
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    plugin(&kept.one, "acme", "echo", Role::Handler).await.unwrap();
+    let mut record = kept.one.plugin(&id("acme"), "echo").await.unwrap().unwrap();
+    record.options.insert("of-an-earlier-version".into(), json!(1));
+    let write = Write::Put { value: serde_json::to_vec(&record).unwrap().into(), ttl_ms: None };
+    let commit =
+        Commit { writes: vec![(StateKey::of("", "/plugin/acme/echo"), write)], ..Commit::new(CommitId::random()) };
+    kept.engine.commit(&TenantId::catalog(), Arc::new(commit)).await.unwrap();
+    let change = async |change: fn(PluginRecord) -> PluginRecord| {
+        let change = |present: Option<PluginRecord>| Ok(present.map(change));
+        kept.one.change_plugin(&operator(), &id("acme"), "echo", "plugin.change", change).await
+    };
+    let refused = change(|plugin| PluginRecord { events: Some(Vec::new()), ..plugin }).await;
+    assert!(matches!(refused, Err(CatalogError::Invalid(_))), "{refused:?}");
+    assert!(change(|plugin| PluginRecord { disabled: true, ..plugin }).await.unwrap().unwrap().disabled);
+}
+
+async fn a_version_that_the_tenant_does_not_trust_is_not_chosen(kept: Kept) {
+    let acme = id("acme");
+    create(&kept.one, "acme", json!({ "require_signature": false })).await.unwrap();
+    plugin(&kept.one, "acme", "echo", Role::Handler).await.unwrap();
+    upload(&kept.one, "acme", "echo", "one").await;
+    upload(&kept.one, "acme", "echo", "two").await;
+    kept.one.roll_back(&operator(), &acme, "echo", Some(1)).await.unwrap();
+    let strict = |present: Option<TenantRecord>| {
+        Ok(present.map(|mut tenant| {
+            tenant.settings.insert("require_signature".into(), json!(true));
+            let key = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=";
+            tenant.settings.insert("signature_keys".into(), json!([{ "id": "ci", "public_key": key }]));
+            tenant
+        }))
+    };
+    kept.one.change_tenant(&operator(), &acme, "tenant.settings", strict).await.unwrap();
+    let deadline = Duration::from_secs(5);
+    for refused in [
+        kept.one.activate(&operator(), &acme, "echo", 2, deadline).await.map(drop),
+        kept.one.roll_back(&operator(), &acme, "echo", Some(2)).await.map(drop),
+        kept.one.set_canary(&operator(), &acme, "echo", Some(Canary { version: 2, share: 100 })).await.map(drop),
+    ] {
+        assert!(matches!(&refused, Err(CatalogError::Conflict(why)) if why.contains("signature")), "{refused:?}");
+    }
+    assert_eq!(kept.two.plugin(&acme, "echo").await.unwrap().unwrap().active, Some(1));
 }
 
 async fn the_audit_log_says_who_changed_what_and_shows_no_secret(kept: Kept) {
