@@ -40,6 +40,7 @@ mod outcome;
 mod presence;
 mod recovery;
 mod rooms;
+mod rooms_load;
 mod shutdown;
 mod socketio;
 mod tokens;
