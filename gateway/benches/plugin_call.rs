@@ -1,5 +1,5 @@
-//! What a plugin call costs without the commit, in a fresh instance and in a warm one: the echo of `bench`, over many.
-//! `cargo bench --bench plugin_call`.
+//! What a plugin call costs without the commit, in a fresh instance and in a warm one, over many: the echo of `bench`,
+//! and the examples in JavaScript and Python where they are built. `cargo bench --bench plugin_call`.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
 
 #[path = "support/process.rs"]
@@ -28,23 +28,32 @@ async fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let components = root.join("target/components");
     build_reference(root, &components, &mut |line| println!("{line}")).unwrap();
-    let component = std::fs::read(components.join("bench.wasm")).unwrap();
+    let host = Host::new(HostSettings::default()).unwrap();
+    let visitor = serde_json::json!({ "flat_id": "a1", "visitor_name": "Asha", "purpose": "delivery" });
+    measure(&host, &components.join("bench.wasm"), "echo", visitor, CALLS).await;
+    let said = serde_json::json!({ "channel": "general", "text": "good morning" });
+    measure(&host, &components.join("word-filter.wasm"), "chat_send", said, CALLS / 10).await;
+    let poll = serde_json::json!({ "channel": "general", "question": "tea?", "options": ["yes", "no"] });
+    measure(&host, &components.join("poll.wasm"), "poll_open", poll, CALLS / 10).await;
+}
+
+/// Calls one component with one event, fresh and warm, and prints what it took.
+async fn measure(host: &Arc<Host>, path: &Path, event: &str, data: serde_json::Value, calls: usize) {
+    let Ok(component) = std::fs::read(path) else {
+        println!("{} is not built (any run of the tests builds it): not measured", path.display());
+        return;
+    };
+    let name = path.file_stem().unwrap().to_str().unwrap();
     let tenant = TenantId::parse("bench").unwrap();
     let limits = Arc::new(CallLimits { cpu_ms_per_second: 0, ..CallLimits::default() });
     let engine = EmbeddedEngine::in_memory(Options::default()).unwrap();
-    let host = Host::new(HostSettings::default()).unwrap();
-    let event = Event {
-        name: "echo".into(),
-        namespace: "/".into(),
-        data: Payload::one(&serde_json::json!({ "flat_id": "a1", "visitor_name": "Asha", "purpose": "delivery" })),
-        sender: None,
-    };
+    let event = Event { name: event.into(), namespace: "/".into(), data: Payload::one(&data), sender: None };
     let warm = WarmLimits { idle_max: CONCURRENT, ..WarmLimits::default() };
     for (mode, instances) in [("fresh", Instances::Fresh), ("warm", Instances::Warm(warm))] {
         let settings = PluginSettings {
-            name: "bench".into(),
+            name: name.into(),
             role: Role::Handler,
-            component: "bench.wasm".into(),
+            component: path.to_owned(),
             events: None,
             settings: Default::default(),
             instances,
@@ -54,32 +63,33 @@ async fn main() {
             let invocation = Invocation { id: CommitId::random(), attempt: 1, now: 0 };
             let mut tx = Transaction::new(engine.clone(), tenant.clone(), limits.clone(), invocation);
             plugin.handle(&mut tx, &event).await.unwrap();
-            assert!(tx.into_parts().reply.is_some());
+            let parts = tx.into_parts();
+            assert!(parts.reply.is_some() || !parts.commit.effects.is_empty());
         };
-        let mut took = Vec::with_capacity(CALLS);
-        for _ in 0..CALLS {
+        let mut took = Vec::with_capacity(calls);
+        for _ in 0..calls {
             let begun = Instant::now();
             call().await;
             took.push(begun.elapsed());
         }
         took.sort();
         println!(
-            "{mode} call, one after the other, to the other runtime and back: median {:.1} µs, p99 {:.1} µs",
-            took[CALLS / 2].as_secs_f64() * 1e6,
-            took[CALLS * 99 / 100].as_secs_f64() * 1e6
+            "{name}: {mode} call, one after the other, to the other runtime and back: median {:.1} µs, p99 {:.1} µs",
+            took[calls / 2].as_secs_f64() * 1e6,
+            took[calls * 99 / 100].as_secs_f64() * 1e6
         );
         let mut runs = Vec::new();
         for _ in 0..REPEATED {
             let (begun, before) = (Instant::now(), Cpu::of(std::process::id()));
-            futures_util::stream::iter(0..CALLS).for_each_concurrent(CONCURRENT, |_| call()).await;
+            futures_util::stream::iter(0..calls).for_each_concurrent(CONCURRENT, |_| call()).await;
             let cpu = Cpu::of(std::process::id()).since(before);
-            let each = |time: std::time::Duration| time.as_secs_f64() * 1e6 / CALLS as f64;
+            let each = |time: std::time::Duration| time.as_secs_f64() * 1e6 / calls as f64;
             runs.push([each(cpu.total()), each(cpu.system), each(begun.elapsed())]);
         }
         runs.sort_by(|a, b| a[0].total_cmp(&b[0]));
         let [cpu, kernel, each] = runs[0];
         println!(
-            "{mode} call, {CONCURRENT} at a time, {} threads: {cpu:.1} µs CPU each, both runtimes ({kernel:.1} in the kernel); \
+            "{name}: {mode} call, {CONCURRENT} at a time, {} threads: {cpu:.1} µs CPU each, both runtimes ({kernel:.1} in the kernel); \
              one every {each:.1} µs",
             HostSettings::default().threads
         );

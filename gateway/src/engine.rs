@@ -27,10 +27,14 @@
 //!   ([`Entry::presence`]); whoever is registered is counted until its [`Effect::Gone`](crate::commit::Effect::Gone).
 //!   Connections of a node that died stay registered, as [`Engine::orphans`], until somebody has taken them out
 //!   with [`Engine::reap`]; what a node registers after the others have counted it as gone, is refused.
+//! * **Limits are of all nodes.** However many nodes ask at once, no more [`Seat`]s are taken than there may be, and a
+//!   bucket grants no more [`Tokens`] than one minute's worth and what has flowed since. Seats of a node that died count
+//!   until the engine has counted the node as gone.
 //! * **Tenants are apart.** No call reads, changes or reveals anything of another tenant.
 //!
 //! One suite, `tests/it/engine_suite.rs`, holds every engine to this.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -48,7 +52,9 @@ use crate::tenant::TenantId;
 
 pub mod embedded;
 mod log;
+mod quota;
 pub mod redis;
+pub use quota::{Seat, SeatLimits, Seating, Tokens, Whose};
 pub(crate) use redis::mistake_in_url as mistake_in_redis_url;
 
 /// How long a commit id is remembered at least, in milliseconds.
@@ -60,6 +66,9 @@ pub const FEED_ENTRIES_MAX: usize = 4_096;
 
 /// How long a claimed timer stays with whoever claimed it, in milliseconds.
 pub const TIMER_LEASE_MS: Millis = 30_000;
+
+/// How long a node's seats count at least after it has said last that it has some, in milliseconds.
+pub const SEATS_KEPT_MS: Millis = 180_000;
 
 /// How many timers that were given up are kept; per partition, where there are several.
 pub const DEAD_TIMERS_MAX: usize = 1_000;
@@ -323,11 +332,38 @@ pub trait Engine: Send + Sync + 'static {
     /// or nothing, and once, however many nodes do it. `false`: it is not there any more.
     async fn reap(&self, orphan: &Orphan, timers: Vec<(TimerKey, TimerChange)>) -> Result<bool, EngineError>;
 
+    /// Takes a seat, if there is one of the user's and one of the tenant's; again is the same as once. `instead_of`: the
+    /// seat of this earlier connection of the same user is given back with that, whatever node had it.
+    async fn take_seat(
+        &self,
+        tenant: &TenantId,
+        seat: &Seat,
+        limits: SeatLimits,
+        instead_of: Option<&ConnectionId>,
+    ) -> Result<Seating, EngineError>;
+
+    /// Says which seats this node has and gives others of its own back. Those that it has are there afterwards, whatever
+    /// the limits are. Those of a node that has not said so for [`SEATS_KEPT_MS`] may be forgotten.
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError>;
+
+    /// Takes up to `wanted` tokens out of a tenant's bucket of that name, which holds one minute's worth and is refilled
+    /// evenly; one that was never used is full. What was taken is not given back.
+    async fn take_tokens(
+        &self,
+        tenant: &TenantId,
+        bucket: &str,
+        per_minute: NonZeroU32,
+        wanted: NonZeroU32,
+    ) -> Result<Tokens, EngineError>;
+
     /// What this node tells the others of itself from now on.
     fn report(&self, stat: NodeStat);
 
     /// The nodes that live, this one first, as they were a few seconds ago.
     fn nodes(&self) -> Vec<NodeStat>;
+
+    /// The same, asked for now: a node that has been there for less than a beat is among them.
+    async fn nodes_now(&self) -> Result<Vec<NodeStat>, EngineError>;
 
     /// This node serves nobody any more. What it leaves registered is orphaned, of each tenant so many milliseconds from
     /// now; of tenants that are not named as soon as of the first.

@@ -24,7 +24,8 @@ use crate::delivery::rooms::Rooms;
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
 use crate::key_sets::{KeySets, same_keys};
-use crate::limits::{KeyRates, UserRates};
+use crate::rates::{KeyRates, UserRates};
+use crate::seats::{HeldSeat, Seats};
 use crate::session::NAMESPACES_MAX;
 use crate::tail::Tail;
 use crate::tenant::{KeySetSource, Tenant, TenantId, VerifyingKey};
@@ -79,6 +80,8 @@ pub struct LiveTenant {
     pub api_rates: KeyRates,
     /// Its open WebSockets on this node.
     pub connections: Slots,
+    /// What its clients here count as on all nodes.
+    pub seats: Arc<Seats>,
     /// Its timers that fire at the moment.
     pub firing: Slots,
     /// Its connections that have ended and are not out of their rooms yet.
@@ -170,6 +173,7 @@ impl LiveTenant {
             revision: AtomicU64::new(1),
             key_sets: KeySets::default(),
             pipeline: ArcSwap::from_pointee(pipeline),
+            seats: Arc::default(),
             user_rates: UserRates::default(),
             api_rates: KeyRates::default(),
             snapshots: Snapshots::default(),
@@ -287,7 +291,7 @@ impl LiveTenant {
         self.rooms.get().map(Rooms::position)
     }
 
-    /// Takes one of a user's connections; `None` when it has as many as it may. A client that comes back may be one
+    /// Takes one of a user's connections on this node; `None` when it has as many as it may. A client that comes back may be one
     /// more: the connection that it comes back from is ended with that.
     pub fn user_slot(&self, subject: &Arc<str>, comes_back: bool) -> Option<UserSlot> {
         let mut users = self.users.lock();
@@ -296,7 +300,7 @@ impl LiveTenant {
             return None;
         }
         *count += 1;
-        Some(UserSlot { users: self.users.clone(), subject: subject.clone() })
+        Some(UserSlot { users: self.users.clone(), subject: subject.clone(), _seat: None })
     }
 }
 
@@ -318,9 +322,17 @@ fn keep_fetched(old: &Tenant, new: &mut Tenant) -> bool {
 pub struct UserSlot {
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
     subject: Arc<str>,
+    _seat: Option<HeldSeat>,
 }
 
 impl UserSlot {
+    /// Counts on all nodes, too, from here on.
+    pub fn seated(self, seat: HeldSeat) -> UserSlot {
+        let mut slot = self;
+        slot._seat = Some(seat);
+        slot
+    }
+
     /// Whose it is.
     pub fn subject(&self) -> &Arc<str> {
         &self.subject

@@ -15,6 +15,8 @@ pub mod catalog;
 pub mod gateway;
 pub mod key_sets;
 pub mod limits;
+pub mod rates;
+pub mod seats;
 
 pub mod session;
 

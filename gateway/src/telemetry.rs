@@ -67,6 +67,10 @@ fn describe() {
     );
     describe_counter!("revoked_connections_total", "Connections that were ended because their tokens were revoked");
     describe_counter!("api_requests_total", "Requests to the HTTP API of tenants' back ends, by route and status");
+    describe_counter!(
+        "limits_alone_total",
+        "Checks of limits of all nodes that this node made alone because the engine did not answer, by limit: rate or seat"
+    );
     describe_gauge!("nodes", "Nodes that live, this one included");
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");

@@ -387,13 +387,13 @@ pub type PerMinute = Option<NonZeroU32>;
 pub struct Limits {
     /// Messages of one connection.
     pub messages_per_minute: PerMinute,
-    /// Events by name, of one user over all connections.
+    /// Events by name, of one user over all connections, on all nodes: exact but for what [`rates`](crate::rates) says.
     pub user_events_per_minute: BTreeMap<String, NonZeroU32>,
-    /// Requests to the tenant's HTTP API with one key.
+    /// Requests to the tenant's HTTP API with one key, on all nodes likewise.
     pub api_requests_per_minute: PerMinute,
-    /// Open connections of one user.
+    /// Open connections of one user, on all nodes; while the engine is away, on each.
     pub connections_per_user: u32,
-    /// Open connections of the tenant on one node.
+    /// Open connections of the tenant, on all nodes; while the engine is away, on each.
     pub connections: u32,
     /// One message whole, however many frames and attachments it comes in, in bytes.
     pub message_bytes: usize,

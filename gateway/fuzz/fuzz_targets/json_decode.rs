@@ -1,4 +1,4 @@
-//! A client of the JSON protocol that sends anything: `cargo +nightly fuzz run json_decode` in `gateway/`.
+//! A client of the JSON protocol that sends anything: `scripts/fuzz json_decode`.
 #![no_main]
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A Socket.IO client that sends anything: `cargo +nightly fuzz run socketio_decode` in `gateway/`.
+//! A Socket.IO client that sends anything: `scripts/fuzz socketio_decode`.
 //!
 //! The input is messages with 0xFF between them, which is in no UTF-8 text: what is UTF-8 is sent as
 //! text, anything else as binary.

@@ -1,7 +1,6 @@
 //! The upload checker: no bytes may make it panic, run long, grow large or recurse deep.
 //!
-//! With components built (any test run does): `mkdir -p corpus/upload && cp ../../target/components/*.wasm corpus/upload/` and
-//! `cargo +nightly fuzz run upload -- -max_len=300000 -rss_limit_mb=2048 -timeout=10 -max_total_time=1800` in `gateway/fuzz`.
+//! `scripts/fuzz upload 1800` in the repository (with components built, as any test run does, it begins with those).
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::client::random_id;
 use crate::commit::{Millis, now_ms};
+use crate::engine::NodeStat;
 use crate::tenant::TenantId;
 
 /// How long nodes may take to load a version, unless the call says otherwise.
@@ -141,7 +142,10 @@ impl Catalog {
     ) -> Result<u64, CatalogError> {
         self.change_versions(by, tenant, name, "plugin.rollback", |plugin| {
             let Some(to) = version.or(plugin.previous.last().copied()) else {
-                return Err(CatalogError::Conflict(format!("no version of {name:?} ran before: name one")));
+                return Err(CatalogError::Conflict(format!(
+                    "nothing older ran before version {} of {name:?}: name the version to run",
+                    plugin.active.unwrap_or_default()
+                )));
             };
             known(plugin, to)?;
             // What ran after it is not gone back to.
@@ -252,7 +256,7 @@ impl Catalog {
             let (state, nodes) = (RolloutState::None, Vec::new());
             return Ok(RolloutStatus { version: None, state, deadline_ms: 0, message: String::new(), nodes });
         };
-        let nodes = self.nodes_of(tenant, name, &rollout).await?;
+        let nodes = self.nodes_of(tenant, name, &rollout, self.engine().nodes()).await?;
         let (state, message) = match rollout.ended {
             None => (RolloutState::Waiting, String::new()),
             Some(Ended { active: true, message, .. }) => (RolloutState::Active, message),
@@ -268,6 +272,7 @@ impl Catalog {
         tenant: &TenantId,
         name: &str,
         rollout: &Rollout,
+        live: Vec<NodeStat>,
     ) -> Result<Vec<RolloutNode>, CatalogError> {
         let keys = self.list_all(&keys::ready_reports(tenant, name, &rollout.id), "nodes", NODES_MAX).await?;
         let mut nodes = Vec::with_capacity(keys.len());
@@ -277,7 +282,7 @@ impl Catalog {
             let state = if report.ready { NodeState::Ready } else { NodeState::Failed };
             nodes.push(RolloutNode { server: report.server, state, message: report.message });
         }
-        for live in self.engine().nodes() {
+        for live in live {
             if !live.server.is_empty() && !nodes.iter().any(|node| node.server == live.server) {
                 let (state, message) = (NodeState::Loading, String::new());
                 nodes.push(RolloutNode { server: live.server, state, message });
@@ -322,7 +327,9 @@ impl Catalog {
             let Some(on_its_way) = plugin.rolling_out().filter(|on_its_way| on_its_way.id == rollout).cloned() else {
                 return Ok(Settled::Over);
             };
-            let nodes = self.nodes_of(tenant, name, &on_its_way).await?;
+            // A node that has only just come is waited for as well.
+            let live = self.engine().nodes_now().await?;
+            let nodes = self.nodes_of(tenant, name, &on_its_way, live).await?;
             let Some(verdict) = verdict(&nodes, over) else { return Ok(Settled::Waiting) };
             let by = Actor::gateway(&on_its_way.by);
             let what = match verdict {

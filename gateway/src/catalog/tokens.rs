@@ -6,9 +6,9 @@ use sha2::{Digest, Sha256};
 
 use super::record::{FORMAT, decode};
 use super::store::Tries;
-use super::{Actor, Catalog, CatalogError, Scope, keys};
+use super::{Actor, Catalog, CatalogError, Judged, Scope, keys};
 use crate::client::random_id;
-use crate::commit::{Millis, now_ms};
+use crate::commit::{Millis, Version, now_ms};
 use crate::tenant::TenantId;
 
 /// The most tokens that there are at a time.
@@ -52,13 +52,6 @@ pub struct TokenRecord {
     /// What a later version has added; kept as it is.
     #[serde(flatten)]
     pub more: Map<String, Value>,
-}
-
-impl TokenRecord {
-    /// Whoever comes with it.
-    pub fn actor(&self) -> Actor {
-        Actor { name: self.name.clone(), scope: self.scope, tenant: self.tenant.clone() }
-    }
 }
 
 /// A token that is to be made.
@@ -126,7 +119,9 @@ impl Catalog {
         let ttl_ms = record.expires_ms.map(|expires| expires.saturating_sub(now).max(1));
         draft.put(keys::token(&id), &record, ttl_ms)?;
         draft.audit(by, record.tenant.as_ref(), "token.create", &id, None, Some(&told(&record)))?;
-        draft.commit().await?;
+        if !draft.commit().await? {
+            return Err(CatalogError::Conflict("the token could not be made: try again".into()));
+        }
         Ok((record, text))
     }
 
@@ -151,14 +146,28 @@ impl Catalog {
 
     /// The token that this text is; `None`: it is none, or not any more.
     pub async fn token_of(&self, text: &str) -> Result<Option<TokenRecord>, CatalogError> {
+        Ok(self.judge(text).await?.map(|(record, _)| record))
+    }
+
+    /// Whoever comes with this text as a token; `None`: it is none, or not any more.
+    pub async fn actor_of(&self, text: &str) -> Result<Option<Actor>, CatalogError> {
+        Ok(self.judge(text).await?.map(|(TokenRecord { id, name, scope, tenant, .. }, version)| Actor {
+            name,
+            scope,
+            tenant,
+            token: Some(Judged { id, version }),
+        }))
+    }
+
+    async fn judge(&self, text: &str) -> Result<Option<(TokenRecord, Version)>, CatalogError> {
         let Some(id) = text.strip_prefix(PREFIX).and_then(|rest| rest.get(..ID_BYTES)).filter(|id| is_id(id)) else {
             return Ok(None);
         };
-        let record: Option<TokenRecord> = self.draft().get(keys::token(id)).await?;
-        Ok(record.filter(|record| {
+        let found: Option<(TokenRecord, Version)> = self.draft().get_versioned(keys::token(id)).await?;
+        Ok(found.filter(|(record, _)| {
             let alive = record.expires_ms.is_none_or(|expires| now_ms() < expires);
             // Digests of secrets: where they differ tells nothing of the secret.
-            alive && record.digest == digest(text)
+            alive && record.id == id && record.digest == digest(text)
         }))
     }
 }

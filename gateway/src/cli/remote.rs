@@ -250,7 +250,7 @@ impl Remote {
 fn advice(code: &str, has_token: bool) -> &'static str {
     match code {
         "unauthorized" if !has_token => {
-            "put a token into POSTERN_ADMIN_TOKEN; an operator makes one with `postern admin token create`"
+            "POSTERN_ADMIN_TOKEN is not set in this shell: it is what the gateway was started with, or a token that an operator made with `postern admin token create`"
         }
         "unauthorized" => {
             "the token in POSTERN_ADMIN_TOKEN may be of another gateway, be over or be revoked: ask an operator for a new one"

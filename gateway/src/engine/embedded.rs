@@ -11,6 +11,7 @@
 //! Dropping the engine ends its feeds and waits for the thread, which finishes what was asked.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ use self::writer::{BuryJob, CommitJob, Job, QUEUED_JOBS_MAX, Writer};
 use super::log::Limits;
 use super::{
     DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
-    Registration, TIMER_LEASE_MS,
+    Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
 };
 use crate::client::ConnectionId;
 use crate::commit::{
@@ -42,6 +43,7 @@ use crate::tenant::TenantId;
 
 mod feed;
 mod presence;
+mod quota;
 mod store;
 mod stream;
 mod writer;
@@ -395,12 +397,45 @@ impl Engine for EmbeddedEngine {
         Ok(false)
     }
 
+    async fn take_seat(
+        &self,
+        tenant: &TenantId,
+        seat: &Seat,
+        limits: SeatLimits,
+        instead_of: Option<&ConnectionId>,
+    ) -> Result<Seating, EngineError> {
+        Ok(self.shared.streams.of(tenant).quota.lock().take(seat, limits, instead_of))
+    }
+
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
+        let stream = self.shared.streams.of(tenant);
+        let mut quota = stream.quota.lock();
+        kept.iter().for_each(|seat| quota.keep(seat));
+        given_back.iter().for_each(|seat| quota.give_back(seat));
+        Ok(())
+    }
+
+    async fn take_tokens(
+        &self,
+        tenant: &TenantId,
+        bucket: &str,
+        per_minute: NonZeroU32,
+        wanted: NonZeroU32,
+    ) -> Result<Tokens, EngineError> {
+        let now = self.now();
+        Ok(self.shared.streams.of(tenant).quota.lock().take_tokens(bucket, per_minute, wanted, now))
+    }
+
     fn report(&self, stat: NodeStat) {
         *self.stat.lock() = stat;
     }
 
     fn nodes(&self) -> Vec<NodeStat> {
         vec![self.stat.lock().clone()]
+    }
+
+    async fn nodes_now(&self) -> Result<Vec<NodeStat>, EngineError> {
+        Ok(self.nodes())
     }
 
     async fn retire(&self, _after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {

@@ -16,6 +16,7 @@ mod link;
 mod memory;
 mod nodes;
 mod probe;
+mod quota;
 mod registry;
 mod router;
 mod script;
@@ -26,6 +27,7 @@ mod timers;
 pub(crate) mod url;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +51,7 @@ use self::sizes::Sizes;
 use self::url::{Kind, Target};
 use super::{
     DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, NodeStat, Orphan,
-    Outcome, Range, Registration, TIMER_LEASE_MS,
+    Outcome, Range, Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
 };
 use crate::client::ConnectionId;
 use crate::commit::{
@@ -470,12 +472,40 @@ impl Engine for RedisEngine {
         }
     }
 
+    async fn take_seat(
+        &self,
+        tenant: &TenantId,
+        seat: &Seat,
+        limits: SeatLimits,
+        instead_of: Option<&ConnectionId>,
+    ) -> Result<Seating, EngineError> {
+        quota::take_seat(&self.nodes, tenant, seat, limits, instead_of).await
+    }
+
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
+        quota::keep_seats(&self.nodes, tenant, kept, given_back).await
+    }
+
+    async fn take_tokens(
+        &self,
+        tenant: &TenantId,
+        bucket: &str,
+        per_minute: NonZeroU32,
+        wanted: NonZeroU32,
+    ) -> Result<Tokens, EngineError> {
+        quota::take_tokens(&self.nodes, tenant, bucket, per_minute, wanted).await
+    }
+
     fn report(&self, stat: NodeStat) {
         self.nodes.report(stat);
     }
 
     fn nodes(&self) -> Vec<NodeStat> {
         self.nodes.all()
+    }
+
+    async fn nodes_now(&self) -> Result<Vec<NodeStat>, EngineError> {
+        self.nodes.ask().await
     }
 
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {

@@ -17,6 +17,7 @@ use postern::tenant::TenantId;
 
 pub(crate) mod log;
 pub(crate) mod people;
+pub(crate) mod quota;
 pub(crate) mod state;
 pub(crate) mod timers;
 
@@ -128,6 +129,16 @@ macro_rules! engine_suite {
                 sessions_of_tenants_are_apart,
                 an_artifact_is_found_by_its_digest,
                 a_running_engine_says_that_it_is_ready,
+            }
+            crate::engine_suite::cases! { $fixture, quota:
+                of_clients_that_come_in_at_once_as_many_get_in_as_may,
+                a_seat_that_is_taken_twice_is_one_and_given_back_twice_too,
+                a_tenant_has_so_many_seats_whoever_has_them,
+                a_connection_that_comes_back_has_the_seat_of_the_earlier_one,
+                seats_that_a_node_says_it_has_are_there_whatever_the_limit,
+                a_bucket_grants_a_minutes_worth_however_many_ask_at_once,
+                a_bucket_is_refilled_evenly,
+                an_empty_bucket_says_how_long_until_there_is_a_token,
             }
         }
     };

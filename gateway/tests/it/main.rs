@@ -35,6 +35,7 @@ mod http;
 mod http_api;
 mod languages;
 mod limits;
+mod moving;
 mod outage;
 mod outcome;
 mod presence;
@@ -43,6 +44,7 @@ mod rooms;
 mod rooms_load;
 mod shutdown;
 mod socketio;
+mod socketio_apps;
 mod tokens;
 
 // What each part must not know.

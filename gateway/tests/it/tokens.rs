@@ -72,6 +72,17 @@ fn a_key_set_behind_a_url_is_fetched_again_for_a_key_that_it_did_not_have() {
 }
 
 #[test]
+fn many_tenants_sources_are_all_fetched_soon() {
+    let server = KeyServer::start(set(&[Pair::Ed25519.jwk("a")]));
+    let jwks_url = format!("jwks_url = \"{}\"", server.url());
+    let node = Node::start((0..80).map(|n| keyed(&format!("tenant-{n}"), &jwks_url)).collect());
+    let begun = Instant::now();
+    until("all are fetched", || server.asked() >= 80);
+    assert!(begun.elapsed() < Duration::from_secs(8), "some were put off: {:?}", begun.elapsed());
+    drop(node);
+}
+
+#[test]
 fn a_source_that_is_away_or_talks_nonsense_takes_no_key_from_anybody() {
     let server = KeyServer::start(set(&[Pair::Ed25519.jwk("a")]));
     let node = Node::start(vec![url(&server, "jwks_refresh_ms = 1000")]);

@@ -253,7 +253,8 @@ impl Plugin {
 
     /// Writes into the tenant's journal.
     fn note(&self, hook: Hook, level: Level, message: &str) {
-        self.share.journal.add(&self.source(hook), level, JournalKind::Failure, message);
+        let kind = if level == Level::Error { JournalKind::Failure } else { JournalKind::Log };
+        self.share.journal.add(&self.source(hook), level, kind, message);
     }
 
     /// A breaker has changed: everybody who looks is told.

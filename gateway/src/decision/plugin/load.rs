@@ -1,7 +1,7 @@
 //! From bytes to a plugin: checked, compiled, tried.
 //!
-//! What a tenant uploads goes through `Host::check` once: looked at (`inspect`), its signature verified,
-//! compiled and tried. Every node then loads it from the same bytes with `Host::load`; code that was compiled
+//! What a tenant uploads goes through `Host::check` once: its signature verified, looked at (`inspect`), validated and
+//! compiled by a process of its own and tried. Every node then loads it from the same bytes with `Host::load`; code that was compiled
 //! before comes from memory or from the disk.
 
 use std::sync::Arc;
@@ -227,7 +227,7 @@ impl Host {
         let UploadPolicy { signature_keys, require_signature, .. } = *policy;
         let signed_by =
             verify(tenant, &policy.plugin.name, &digest, signature_keys, require_signature, policy.signature)?;
-        let surface = self.inspect(component.clone()).await?;
+        let surface = self.survey(component.clone()).await?;
         let plugin = self.load(tenant, policy.plugin, policy.limits, component).await?;
         let description = plugin.description.clone();
         Ok(Checked { digest, bytes, imports: surface.imports, exports: surface.exports, description, signed_by })

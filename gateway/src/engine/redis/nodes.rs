@@ -170,6 +170,17 @@ impl Nodes {
         all
     }
 
+    /// Those that live, this one first, as Redis has them now.
+    pub(super) async fn ask(&self) -> Result<Vec<NodeStat>, EngineError> {
+        let mut shown = self.shown.lock().await;
+        if !shown.retired
+            && let Beat::Heard { others, unfinished, .. } = self.beat(&mut shown).await?
+        {
+            self.saw(&others, unfinished);
+        }
+        Ok(self.all())
+    }
+
     /// The dead that left connections behind, as far as is known.
     pub(super) fn unfinished(&self) -> Vec<String> {
         self.seen.lock().unfinished.clone()

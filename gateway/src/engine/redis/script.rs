@@ -34,6 +34,18 @@ script! {
     REGISTER, "presence.lua", "register.lua"
 }
 script! {
+    /// Takes a seat.
+    TAKE_SEAT, "presence.lua", "take_seat.lua"
+}
+script! {
+    /// Says which seats a node has.
+    KEEP_SEATS, "keep_seats.lua"
+}
+script! {
+    /// Takes tokens out of a bucket.
+    TAKE_TOKENS, "take_tokens.lua"
+}
+script! {
     /// A node's beat.
     LEASE, "lease.lua"
 }
@@ -84,6 +96,9 @@ pub(super) async fn load_all(connection: &mut MultiplexedConnection) -> Result<(
         &CLAIM_TIMERS,
         &RELEASE_TIMER,
         &BURY_TIMER,
+        &TAKE_SEAT,
+        &KEEP_SEATS,
+        &TAKE_TOKENS,
     ];
     for script in all {
         ::redis::cmd("SCRIPT").arg("LOAD").arg(script.source).exec_async(connection).await?;

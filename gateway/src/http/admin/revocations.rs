@@ -35,6 +35,8 @@ pub(super) async fn list(asked: Asked) -> Done {
 pub(super) async fn revoke(asked: Asked) -> Done {
     let tenant = served(&asked)?;
     let revocation: Revocation = body::json(asked.body).await?;
+    // The tenant's log knows nothing of the API's tokens.
+    asked.gateway.catalog.still_good(&asked.actor).await?;
     tenant.decisions.revoke(&revocation).await.map_err(denied)?;
     // Whose tokens they are is the tenant's matter, not the log's.
     tracing::info!(tenant = %tenant.id, by = asked.actor.name, "tokens were revoked over the admin API");

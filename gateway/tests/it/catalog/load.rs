@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::site::{DEADLINE, Site, component, eventually, token};
+use super::site::{DEADLINE, Site, component, token};
 use crate::support::node::{Node, Settings};
 use crate::support::root;
 
@@ -65,23 +65,17 @@ fn node(site: &Site) -> Node {
     Node::with(Settings { tenants: Vec::new(), config: "node_lease_ms = 3000\n".into(), redis_url })
 }
 
-/// A roll-out waits only for nodes that are known. The third is this test.
-fn wait_until_they_know_each_other(nodes: &[Node]) {
-    eventually("the nodes know each other", || nodes.iter().all(|node| node.metric("nodes", "") >= 3.0));
-}
-
 #[test]
 fn every_event_is_answered_once_by_exactly_one_version_however_often_they_are_swapped() {
     let clients = number("POSTERN_SWAP_CLIENTS", 60);
     let (rate, swaps) = (number("POSTERN_SWAP_RATE", 200), number("POSTERN_SWAPS", 8));
     let site = Site::without_nodes();
     let nodes = [node(&site), node(&site)];
-    wait_until_they_know_each_other(&nodes);
     site.tenant_of_version_1("acme");
     site.upload("acme", "echo", component(2));
     let urls = nodes.each_ref().map(|node| node.ws("acme"));
-    let begun = Instant::now();
     let mut load = Load::start(&urls, clients, rate);
+    let begun = Instant::now();
     for n in 0..swaps {
         // Half of them by rolling back.
         if n % 4 == 1 {
@@ -91,8 +85,9 @@ fn every_event_is_answered_once_by_exactly_one_version_however_often_they_are_sw
         }
         std::thread::sleep(Duration::from_millis(150));
     }
+    let took = begun.elapsed();
     let result = load.result();
-    println!("{swaps} swaps in {:?}: {result}", begun.elapsed());
+    println!("{swaps} swaps in {took:?}: {result}");
     let sent = result["sent"].as_u64().unwrap();
     assert!(sent > 0, "{result}");
     for (what, wanted) in [("unanswered", 0), ("twice", 0), ("errors", 0), ("closed", 0), ("answered", sent)] {
@@ -111,7 +106,6 @@ fn a_node_that_dies_during_a_roll_out_takes_only_its_own_clients_with_it() {
     let rate = number("POSTERN_SWAP_RATE", 150);
     let site = Site::without_nodes();
     let nodes = [node(&site), node(&site)];
-    wait_until_they_know_each_other(&nodes);
     let [one, two] = nodes;
     site.tenant_of_version_1("acme");
     site.upload("acme", "echo", component(2));
