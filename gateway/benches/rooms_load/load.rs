@@ -150,7 +150,7 @@ async fn churn(world: &Rc<World>, members: &[Rc<Member>], report: &mut Report) {
     let leaving: Vec<(usize, &Rc<Member>)> =
         members.iter().enumerate().filter(|(n, _)| world.plan.churns(*n)).collect();
     let every = Duration::from_secs(1) / CHURN_PER_SECOND;
-    let how = |place: usize| if place % 2 == 0 { Leaving::Goodbye } else { Leaving::Break };
+    let how = |place: usize| if place.is_multiple_of(2) { Leaving::Goodbye } else { Leaving::Break };
     world.churn.set(true);
     for (place, (_, member)) in leaving.iter().enumerate() {
         member.leave(how(place)).await;

@@ -64,7 +64,7 @@ impl Member {
             stretches: RefCell::default(),
             observes: n % plan.members() < 4 && !plan.churns(n),
             present: RefCell::default(),
-            socket_io: n / 2 % 2 == 0,
+            socket_io: (n / 2).is_multiple_of(2),
             socket: RefCell::default(),
             asked: RefCell::default(),
             next_id: Cell::new(1),

@@ -18,8 +18,11 @@ pub(crate) async fn to_rooms(world: Rc<World>, members: Rc<Vec<Rc<Member>>>, sto
     let every = Duration::from_secs(1) / world.plan.rooms_per_second;
     let turn = |n: usize| {
         let (room, round) = (n % rooms, n / rooms);
-        let who =
-            if round % 2 == 0 { Who::Client(room * world.plan.members()) } else { Who::BackEnd(round / 2 + room) };
+        let who = if round.is_multiple_of(2) {
+            Who::Client(room * world.plan.members())
+        } else {
+            Who::BackEnd(round / 2 + room)
+        };
         (Some(room), who)
     };
     publish(&world, &members, every, &stop, turn).await;
@@ -30,7 +33,7 @@ pub(crate) async fn to_all(world: Rc<World>, members: Rc<Vec<Rc<Member>>>, stop:
     let rooms = world.plan.rooms;
     let every = Duration::from_secs(1) / world.plan.all_per_second;
     let turn = |n: usize| {
-        let (turn, by_client) = (n / 2, n % 2 == 0);
+        let (turn, by_client) = (n / 2, n.is_multiple_of(2));
         let who = if by_client { Who::Client(turn % rooms * world.plan.members() + 1) } else { Who::BackEnd(turn) };
         (None, who)
     };
