@@ -120,6 +120,7 @@ async fn load(world: &Rc<World>, redis: &RedisServer) -> Report {
     report.wrong = world.check(&members);
     report.publications = world.published() as usize;
     report.latencies = world.latencies.take();
+    report.caught_up = world.caught_up.get();
 
     for member in members.iter() {
         member.leave(Leaving::Goodbye).await;

@@ -32,6 +32,8 @@ pub(crate) struct Member {
     pub(crate) room: usize,
     /// The node on which it is, while it is connected.
     pub(crate) node: Cell<Option<usize>>,
+    /// When it began to connect, the last time.
+    pub(crate) entered: Cell<Option<Instant>>,
     /// What it received: a stretch for each life that nothing connects with the one before.
     pub(crate) stretches: RefCell<Vec<Stretch>>,
     /// Whether it keeps the list of who is in its room by what it is told.
@@ -61,6 +63,7 @@ impl Member {
             user,
             room: plan.room_of(n),
             node: Cell::new(None),
+            entered: Cell::new(None),
             stretches: RefCell::default(),
             observes: n % plan.members() < 4 && !plan.churns(n),
             present: RefCell::default(),
@@ -116,6 +119,7 @@ impl Member {
 
     /// Opens a connection, with or without what it was before, and listens.
     async fn enter(self: &Rc<Self>, world: &Rc<World>, node: usize, back: Option<(&str, &str)>) -> Result<(), String> {
+        self.entered.set(Some(Instant::now()));
         let failed = |error: std::io::Error| format!("{} cannot connect: {error}", self.user);
         let address = world.nodes[node].address;
         let (socket, mut inbox) = if self.socket_io {

@@ -16,24 +16,51 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Users that an answer names at most; of more it says how many connections.
 const NAMED_MAX: usize = 1_000;
 
-/// Waits until all nodes are right, and all members that keep a list by what they are told. How long that took.
-pub(crate) async fn right(world: &World, members: &[Rc<Member>], when: &str) -> Option<Duration> {
+/// How long it took until all was right.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Took {
+    /// Who is in each room: asked on each node, and as members were told.
+    pub(crate) rooms: Duration,
+    /// How many connections the nodes have, as each tells; of the others' they hear with their beats.
+    pub(crate) totals: Duration,
+}
+
+/// Waits until all nodes are right, and all members that keep a list by what they are told.
+pub(crate) async fn right(world: &World, members: &[Rc<Member>], when: &str) -> Option<Took> {
     let begun = Instant::now();
+    let (mut rooms, mut totals) = (None, None);
     loop {
-        let wrong = match look(world, members).await {
-            Ok(()) => return Some(begun.elapsed()),
-            Err(wrong) => wrong,
-        };
+        let looks = [
+            (rooms_are_right(world, members).await, &mut rooms),
+            (totals_are_right(world, members).await, &mut totals),
+        ];
+        let mut wrong = None;
+        for (look, took) in looks {
+            match look {
+                Ok(()) => {
+                    took.get_or_insert_with(|| begun.elapsed());
+                }
+                // What was right once and is not any more counts from then on.
+                Err(error) => (*took, wrong) = (None, Some(error)),
+            }
+        }
+        if let (Some(rooms), Some(totals)) = (rooms, totals) {
+            return Some(Took { rooms, totals });
+        }
         if begun.elapsed() > RIGHT_WITHIN {
-            world.fault(format!("presence {when}, not right within {RIGHT_WITHIN:?}: {wrong}"));
+            world.fault(format!("presence {when}, not right within {RIGHT_WITHIN:?}: {}", wrong.unwrap_or_default()));
             return None;
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn look(world: &World, members: &[Rc<Member>]) -> Result<(), String> {
-    let connected: Vec<&Rc<Member>> = members.iter().filter(|member| member.node.get().is_some()).collect();
+fn connected(members: &[Rc<Member>]) -> Vec<&Rc<Member>> {
+    members.iter().filter(|member| member.node.get().is_some()).collect()
+}
+
+async fn totals_are_right(world: &World, members: &[Rc<Member>]) -> Result<(), String> {
+    let connected = connected(members);
     for (node, http) in world.http.iter().enumerate() {
         let told = get(http.call("GET", "/api/v1/ws/metrics", "").await?)?;
         let here = connected.iter().filter(|member| member.node.get() == Some(node)).count();
@@ -42,6 +69,13 @@ async fn look(world: &World, members: &[Rc<Member>]) -> Result<(), String> {
         {
             same(node, what, told[what].as_u64(), wanted)?;
         }
+    }
+    Ok(())
+}
+
+async fn rooms_are_right(world: &World, members: &[Rc<Member>]) -> Result<(), String> {
+    let connected = connected(members);
+    for node in 0..world.nodes.len() {
         for room in 0..world.plan.rooms {
             let inside: Vec<_> = connected.iter().filter(|member| member.room == room).collect();
             let users = inside.iter().map(|member| &*member.user).collect();

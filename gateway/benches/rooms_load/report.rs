@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Used;
 use super::check::Wrong;
 use super::plan::Plan;
+use super::presence::Took;
 use super::times::Times;
 
 /// What came of a run.
@@ -14,12 +15,14 @@ pub(crate) struct Report {
     pub(crate) connects: Vec<Duration>,
     pub(crate) connected_in: Duration,
     /// How long after each of these events presence was right everywhere; `None`: not in time.
-    pub(crate) presence: Vec<(&'static str, Option<Duration>)>,
+    pub(crate) presence: Vec<(&'static str, Option<Took>)>,
     pub(crate) churned: usize,
     pub(crate) publications: usize,
     pub(crate) broadcast_for: Duration,
     /// To shared rooms and to all, without churn and with it.
     pub(crate) latencies: [[Vec<Duration>; 2]; 2],
+    /// Deliveries of what was published before the client came back.
+    pub(crate) caught_up: usize,
     pub(crate) wrong: Wrong,
     pub(crate) faults: (usize, Vec<String>),
     /// Memory of each node: with nobody, with everybody, after it, in bytes.
@@ -46,6 +49,7 @@ impl Report {
             publications: 0,
             broadcast_for: Duration::ZERO,
             latencies: Default::default(),
+            caught_up: 0,
             wrong: Wrong::default(),
             faults: Default::default(),
             resident_empty: Vec::new(),
@@ -70,7 +74,7 @@ impl Report {
 
     /// Deliveries to all clients.
     pub(crate) fn deliveries(&self) -> usize {
-        self.latencies.iter().flatten().map(Vec::len).sum()
+        self.latencies.iter().flatten().map(Vec::len).sum::<usize>() + self.caught_up
     }
 
     /// Whether everything was as it must be.
@@ -104,12 +108,12 @@ impl Report {
     fn times(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let line = |f: &mut std::fmt::Formatter<'_>, what: &str, times: &[Duration]| {
             if times.is_empty() {
-                return writeln!(f, "  {what:<44} nothing");
+                return writeln!(f, "  {what:<56} nothing");
             }
             let times_count = times.len();
             let times = Times::new(times.to_vec());
             let [p50, p99, max] = [50, 99, 100].map(|percent| times.percentile_ms(percent));
-            writeln!(f, "  {what:<44} p50 {p50:>8.2}  p99 {p99:>8.2}  max {max:>8.2} ms  of {times_count}")
+            writeln!(f, "  {what:<56} p50 {p50:>8.2}  p99 {p99:>8.2}  max {max:>8.2} ms  of {times_count}")
         };
         line(f, "from TCP to welcome", &self.connects)?;
         for (name, latencies) in ["a broadcast to a room", "a broadcast to all"].iter().zip(&self.latencies) {
@@ -119,10 +123,11 @@ impl Report {
         }
         writeln!(
             f,
-            "  all connected and joined in {:.1} s; {} publications, {} deliveries, {:.0} a second",
+            "  all connected and joined in {:.1} s; {} publications, {} deliveries ({} of them caught up), {:.0} a second",
             self.connected_in.as_secs_f64(),
             self.publications,
             self.deliveries(),
+            self.caught_up,
             self.deliveries() as f64 / self.broadcast_for.as_secs_f64(),
         )
     }
@@ -134,7 +139,10 @@ impl Report {
         for (index, (when, took)) in self.presence.iter().enumerate() {
             let separator = if index == 0 { "" } else { ";" };
             match took {
-                Some(took) => write!(f, "{separator} {when}, after {:.1} s", took.as_secs_f64())?,
+                Some(Took { rooms, totals }) => {
+                    let [rooms, totals] = [rooms, totals].map(Duration::as_secs_f64);
+                    write!(f, "{separator} {when}, rooms after {rooms:.1} s, totals after {totals:.1} s")?;
+                }
                 None => write!(f, "{separator} {when}, NOT IN TIME")?,
             }
         }

@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) churn: Cell<bool>,
     /// From when a publication was due until a client had it: to shared rooms and to all, without churn and with it.
     pub(crate) latencies: RefCell<[[Vec<Duration>; 2]; 2]>,
+    /// Deliveries of what was published before the client came back.
+    pub(crate) caught_up: Cell<usize>,
     faults: RefCell<(usize, Vec<String>)>,
 }
 
@@ -63,6 +65,7 @@ impl World {
             under_way: Cell::new(0),
             churn: Cell::new(false),
             latencies: RefCell::default(),
+            caught_up: Cell::new(0),
             faults: RefCell::default(),
         }
     }
@@ -101,6 +104,11 @@ impl World {
         }
         if let Some(stretch) = member.stretches.borrow_mut().last_mut() {
             stretch.received[kind].push(number);
+        }
+        // What it missed while it was away waited for it.
+        if member.entered.get().is_some_and(|entered| publication.due < entered) {
+            self.caught_up.set(self.caught_up.get() + 1);
+            return;
         }
         self.latencies.borrow_mut()[kind][usize::from(publication.churn)].push(publication.due.elapsed());
     }
