@@ -42,6 +42,7 @@ mod outcome;
 mod presence;
 mod recovery;
 mod rooms;
+mod rooms_load;
 mod shutdown;
 mod socketio;
 mod socketio_apps;
