@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{OPERATOR, ask, command, node, operate, text};
+use super::{OPERATOR, ask, command, eventually, node, operate, text};
 use crate::support::node::Node;
 use crate::support::{BACKEND_TOKEN, SECRET, open};
 
