@@ -14,8 +14,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::commit::Effect;
-use crate::config::Config;
+use crate::commit::{Effect, Version};
+use crate::config::{AdminLimits, Config};
 use crate::engine::{Engine, EngineError, Feed, Follower};
 use crate::room::Room;
 use crate::tenant::TenantId;
@@ -76,8 +76,11 @@ struct Inner {
     files: HashMap<TenantId, PathBuf>,
     /// Are weak secrets only warned of?
     demo: bool,
+    /// The components of all versions of one tenant together, in bytes.
+    component_bytes_max: u64,
     /// What this node cannot serve as it is written.
     troubles: Mutex<BTreeMap<TenantId, Vec<String>>>,
+    has_tokens: tokens::Remembered,
 }
 
 /// What a token, or a part of the gateway, may do.
@@ -101,12 +104,22 @@ pub struct Actor {
     pub scope: Scope,
     /// The only tenant that it may see; `None` for an operator.
     pub tenant: Option<TenantId>,
+    /// The token of the catalog with which it came: every change that it makes rests on that. `None`: it came with the
+    /// token of the gateway's settings, or is a part of the gateway.
+    pub token: Option<Judged>,
+}
+
+/// A token of the catalog as it was found good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    id: String,
+    version: Version,
 }
 
 impl Actor {
-    /// A part of the gateway.
+    /// A part of the gateway, or whoever has its settings' token.
     pub fn gateway(part: &str) -> Actor {
-        Actor { name: part.into(), scope: Scope::Operator, tenant: None }
+        Actor { name: part.into(), scope: Scope::Operator, tenant: None, token: None }
     }
 }
 
@@ -171,6 +184,9 @@ pub enum CatalogError {
         /// What is wrong with it.
         why: String,
     },
+    /// The token was revoked, or has ended, since it was found good.
+    #[error("this token is not good here any more: nothing was changed with it")]
+    Revoked,
     /// The engine does not answer.
     #[error("{0}")]
     Engine(#[from] EngineError),
@@ -239,15 +255,26 @@ impl Catalog {
     /// The catalog of an engine. `files`: the tenants that are written in files, and where. `demo`: weak secrets of
     /// tenants are no mistakes.
     pub fn new(engine: Arc<dyn Engine>, files: HashMap<TenantId, PathBuf>, demo: bool) -> Catalog {
-        let troubles = Mutex::default();
-        Catalog { inner: Arc::new(Inner { engine, home: TenantId::catalog(), files, demo, troubles }) }
+        Catalog::bounded(engine, files, demo, AdminLimits::default().component_bytes_per_tenant)
+    }
+
+    /// The same, with so many bytes for the components of one tenant.
+    pub fn bounded(
+        engine: Arc<dyn Engine>,
+        files: HashMap<TenantId, PathBuf>,
+        demo: bool,
+        component_bytes_max: u64,
+    ) -> Catalog {
+        let (home, troubles, has_tokens) = (TenantId::catalog(), Mutex::default(), tokens::Remembered::default());
+        let inner = Inner { engine, home, files, demo, component_bytes_max, troubles, has_tokens };
+        Catalog { inner: Arc::new(inner) }
     }
 
     /// The catalog of a gateway.
     pub fn of(config: &Config, engine: Arc<dyn Engine>) -> Catalog {
         let file = |id: &TenantId| config.tenants_dir.join(format!("{id}.toml"));
         let files = config.tenants.iter().map(|tenant| (tenant.id.clone(), file(&tenant.id)));
-        Catalog::new(engine, files.collect(), config.demo)
+        Catalog::bounded(engine, files.collect(), config.demo, config.admin.component_bytes_per_tenant)
     }
 
     /// Follows the changes from now on.

@@ -167,7 +167,8 @@ The plugin is named after the directory.
 
 Examples:
   postern plugin new door-bell
-  postern plugin new plugins/door-bell --language rust")]
+  postern plugin new plugins/door-bell --language javascript
+  postern plugin new door-bell --language python")]
     New(PluginNewArgs),
     /// Build plugins in Rust, JavaScript or Python into components, and check them against the contract.
     #[command(after_help = "\

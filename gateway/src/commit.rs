@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{ConnectionId, TokenMark, random_id};
 use crate::event::{Payload, Refusal};
+use crate::quota::Stored;
 use crate::room::Room;
 
 /// Milliseconds; points in time count from the Unix epoch.
@@ -383,6 +384,9 @@ pub struct Commit {
     /// The timer whose firing this is: removed with the commit; if it is not there any
     /// more, nothing is applied.
     pub fired: Option<FiredTimer>,
+    /// What the tenant's plugins may keep in all; if there would be more of something, nothing is applied. `None`: the
+    /// gateway's own doing, which is not refused for it.
+    pub most: Option<Stored>,
 }
 
 impl Commit {
@@ -396,6 +400,7 @@ impl Commit {
             effects: Vec::new(),
             session: None,
             fired: None,
+            most: None,
         }
     }
 

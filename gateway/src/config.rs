@@ -18,6 +18,7 @@ use crate::engine::mistake_in_redis_url;
 use crate::telemetry::labels::TENANTS_MAX_DEFAULT;
 use crate::tenant::{Secret, Tenant, TenantId};
 
+mod admin;
 mod api_keys;
 mod auth;
 mod document;
@@ -30,6 +31,7 @@ mod tenant;
 #[cfg(test)]
 mod tests;
 
+pub use admin::AdminLimits;
 pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json};
 pub use secrets::{NOT_SHOWN, SET, only_names, without_secrets};
 use source::{Document, Given, Report, Section, read_text};
@@ -98,6 +100,8 @@ pub struct Config {
     /// `compile_memory_bytes_max`, 256 MiB to 64 GiB; `code_cache_dir`, default `code-cache` in `data_dir`;
     /// `code_cache_bytes`, default 1 GiB, 0: no cache. The other defaults are those of [`HostSettings`].
     pub plugins: HostSettings,
+    /// What tenants may do over the admin API: `[admin]`.
+    pub admin: AdminLimits,
     /// What is logged, as `tracing_subscriber`'s `EnvFilter` reads it: `log`, `POSTERN_LOG`;
     /// default `info`.
     pub log: String,
@@ -235,13 +239,13 @@ fn read_tenants(config: &Config, env: &dyn Environment, report: &mut Report) -> 
         Err(error) => {
             report.mistake(
                 place(dir),
-                format!("cannot read the tenants' directory (--tenants, POSTERN_TENANTS): {error}"),
+                format!("cannot read the tenants' directory (--tenants, POSTERN_TENANTS; make it first): {error}"),
             );
             return Vec::new();
         }
     };
     if files.is_empty() {
-        report.warn(&place(dir), "there is no tenant file (NAME.toml), so nobody can connect");
+        report.warn(&place(dir), "there is no tenant file (NAME.toml): only tenants of the admin API are served");
     }
     let mut tenants = Vec::new();
     for path in &files {
@@ -306,9 +310,12 @@ fn settings(flags: &Flags, env: &dyn Environment, report: &mut Report) -> (Confi
         path_setting(&mut layers, ["data_dir", "POSTERN_DATA", "data"], base, report).unwrap_or("data".into());
     let of_plugins = layers.file.as_mut().and_then(|file| file.section("plugins", report));
 
+    let of_admin = layers.file.as_mut().and_then(|file| file.section("admin", report));
+
     let config = Config {
         listen: listen(&mut layers, report),
         plugins: plugins::plugins(of_plugins, base, &data_dir, report),
+        admin: admin::admin(of_admin, report),
         data_dir,
         tenants_dir: path_setting(&mut layers, ["tenants_dir", "POSTERN_TENANTS", "tenants"], base, report)
             .unwrap_or("tenants".into()),

@@ -7,6 +7,7 @@ pub mod authorization;
 pub mod backlog;
 pub mod conflict;
 pub mod farewell;
+pub mod input;
 pub mod once;
 pub mod pipeline;
 pub mod plugin;
@@ -23,21 +24,23 @@ use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::commit::{
-    Commit, CommitId, Effect, FiredTimer, Grant, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey,
-    Who, now_ms,
+    Commit, CommitId, Effect, FiredTimer, Grant, Millis, Position, Publication, SessionRecord, StateKey, TimerChange,
+    TimerKey, Who, now_ms,
 };
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
 use crate::limits::PerSecond;
+use crate::quota::{OverQuota, RoomsHere, Stored, StoredKind};
 use crate::room::Room;
 use crate::telemetry::labels;
-use crate::tenant::{CallLimits, TenantId};
+use crate::tenant::{CallLimits, Limits, TenantId};
 use crate::usage::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
+pub use input::{Input, Returning};
 use once::Once;
 use pipeline::{Pipeline, Route};
-use plugin::{CallError, Invocation, Transaction};
+use plugin::{Author, CallError, Invocation, Transaction};
 
 /// How often a commit whose outcome is unknown is sent again before the client is told.
 const AMBIGUOUS_RESENDS_MAX: u32 = 3;
@@ -142,87 +145,6 @@ fn unknown(refusal: Refusal) -> Refusal {
     Refusal { code: "outcome_unknown".into(), message: text, ..refusal }
 }
 
-/// Everything that can happen to a tenant, as a transaction.
-pub enum Input<'a> {
-    /// A client wants in.
-    Connect {
-        /// Who.
-        who: &'a Client,
-        /// Its record, without rooms yet.
-        session: SessionRecord,
-        /// The session that comes back with it, if one does.
-        returning: Option<Returning<'a>>,
-    },
-    /// A client wants to join rooms, in one step: those that are refused do not hinder the others.
-    Join {
-        /// Who.
-        who: &'a Client,
-        /// The rooms, each with what the client sent along.
-        wanted: &'a [(Room, Option<Payload>)],
-        /// Its record as it was before.
-        session: SessionRecord,
-        /// The session that comes back with it, if one does.
-        resumed: Option<&'a SessionRecord>,
-        /// What the client said, for handlers that take part: what they read is as it was at the place of the join.
-        request: Option<&'a Event>,
-    },
-    /// A client asks what the gateway answers; handlers that take part may answer instead.
-    Request(&'a Event),
-    /// A client or a back end says something.
-    Event {
-        /// What.
-        event: &'a Event,
-        /// May the sender publish straight to this room?
-        may_publish: &'a (dyn Fn(&Room) -> bool + Send + Sync),
-    },
-    /// The tenant's own back end has something done, without a plugin.
-    Effects(&'a [Effect]),
-    /// A timer's time has come.
-    Timer(&'a DueTimer),
-    /// A connection is open.
-    Connected {
-        /// Whose.
-        who: &'a Client,
-        /// How it came, one JSON object.
-        handshake: &'a str,
-    },
-}
-
-/// A session that comes back: its earlier connection is gone, and its end is not told any more.
-pub struct Returning<'a> {
-    /// Its record.
-    pub record: &'a SessionRecord,
-    /// The rooms that it was in last; each is authorized again.
-    pub rooms: &'a [Room],
-}
-
-impl Input<'_> {
-    /// Whose it is; a timer is nobody's.
-    fn subject(&self) -> Option<&str> {
-        match self {
-            Input::Connect { who, .. } | Input::Join { who, .. } | Input::Connected { who, .. } => {
-                Some(&who.identity.subject)
-            }
-            Input::Event { event, .. } | Input::Request(event) => {
-                event.sender.as_ref().map(|sender| &*sender.identity.subject)
-            }
-            Input::Timer(_) | Input::Effects(_) => None,
-        }
-    }
-
-    /// About what it holds in memory while it waits.
-    fn bytes(&self) -> usize {
-        const OVERHEAD: usize = 1_024;
-        OVERHEAD
-            + match self {
-                Input::Event { event, .. } | Input::Request(event) => event.data.bytes(),
-                Input::Join { wanted, .. } => wanted.iter().flat_map(|(_, data)| data).map(Payload::bytes).sum(),
-                Input::Effects(effects) => effects.iter().map(Effect::bytes).sum(),
-                Input::Connect { .. } | Input::Timer(_) | Input::Connected { .. } => 0,
-            }
-    }
-}
-
 /// What the gateway itself adds to the commit of an input, beside what plugins did.
 #[derive(Debug, Default)]
 struct Additions {
@@ -247,11 +169,19 @@ pub struct Decisions {
     limits: Arc<ArcSwap<CallLimits>>,
     conflicts: Arc<Conflicts>,
     published: Arc<PerSecond>,
+    /// What the tenant's plugins may keep in all.
+    most: Arc<ArcSwap<Stored>>,
+    /// The rooms that its clients are in on this node.
+    pub rooms_here: Arc<RoomsHere>,
     /// A commit met a connection that is not registered.
     absent: Arc<Notify>,
     backlog: Arc<Backlog>,
     revocation_count: revocation::Count,
 }
+
+/// How long a timer rests whose plugin is not a handler of the tenant at the moment, in milliseconds: it may come back,
+/// not soon, and others' timers wait behind those that are tried.
+const NO_HANDLER_REST_MS: Millis = 60_000;
 
 impl Decisions {
     /// For one tenant; what waits for the engine has its places in `backlog`.
@@ -263,6 +193,8 @@ impl Decisions {
             limits: Arc::new(ArcSwap::from_pointee(limits)),
             conflicts: Arc::default(),
             published: Arc::default(),
+            most: Arc::new(ArcSwap::from_pointee(Limits::default().stored)),
+            rooms_here: Arc::new(RoomsHere::new(Limits::default().rooms)),
             absent: Arc::default(),
             backlog,
             revocation_count: revocation::Count::default(),
@@ -272,6 +204,12 @@ impl Decisions {
     /// What one input may use up, from now on.
     pub fn set_limits(&self, limits: CallLimits) {
         self.limits.store(Arc::new(limits));
+    }
+
+    /// What the tenant may keep in all, and in how many rooms its clients may be on this node, from now on.
+    pub fn set_totals(&self, limits: &Limits) {
+        self.most.store(Arc::new(limits.stored));
+        self.rooms_here.set_max(limits.rooms);
     }
 
     fn outage(&self, bytes: usize) -> Outage {
@@ -295,13 +233,15 @@ impl Decisions {
         if matches!(input, Input::Event { .. }) {
             self.traffic.events.fetch_add(1, Ordering::Relaxed);
         }
-        let id = once.map_or_else(CommitId::random, |once| once.id.clone());
+        // Another one each time, also for what was sent again: the engine knows ids for longer than requests are known
+        // by name, and would take what is to be done anew for done.
+        let id = CommitId::random();
         let now = now_ms();
         let limits = self.limits.load_full();
         let pipeline = &*pipeline.of_user(input.subject());
         let mut turn = None;
         let mut outage = self.outage(input.bytes());
-        let mut attempt = 0;
+        let (mut attempt, mut published) = (0, 0);
         while attempt < limits.attempts {
             outage.over().await.map_err(Undecided::Engine)?;
             attempt += 1;
@@ -314,7 +254,7 @@ impl Decisions {
             };
             let steps = match done {
                 Ok(None) => self.steps(pipeline, &mut transaction, &input).await,
-                Ok(Some(done)) => return self.answer_again(id, done, &mut outage).await,
+                Ok(Some(done)) => return self.answer_again(done, &mut outage).await,
                 Err(undecided) => Err(undecided),
             };
             let mut parts = transaction.into_parts();
@@ -348,24 +288,26 @@ impl Decisions {
             parts.commit.session = additions.session;
             parts.commit.fired = additions.fired;
             parts.commit.timers.extend(additions.timers);
-            self.may_publish(&parts.commit.effects, parts.ephemeral.len())?;
+            self.may_publish(&parts.commit.effects, parts.ephemeral.len(), &mut published)?;
+            self.rooms_here.may_join(parts.commit.effects.iter().filter_map(joined)).map_err(Undecided::Failed)?;
+            parts.commit.most = Some(**self.most.load());
             let reply = parts.reply.or(additions.reply);
-            parts.commit.writes.extend(once.map(|once| once.record(reply.clone())));
+            parts.commit.writes.extend(once.map(|once| once.record(id.clone(), reply.clone())));
             let memberships = parts.commit.effects.iter().any(|effect| !matches!(effect, Effect::Publish(_)));
             let position = match self.commit(parts.commit, &mut outage).await? {
                 None => None,
                 Some(Outcome::Committed(position)) => Some(position),
                 Some(Outcome::TimerGone) => return Err(Undecided::TimerGone),
+                Some(Outcome::OverQuota(over)) => {
+                    let author = if over.kind == StoredKind::Timers { parts.timers_by } else { parts.state_by };
+                    return Err(too_much(pipeline, author, &over));
+                }
                 Some(Outcome::Conflict(key)) => {
                     turn = self.lose(turn, &key).await;
                     continue;
                 }
             };
             self.publish_ephemeral(parts.ephemeral).await;
-            let reply = match once {
-                Some(once) => once.answered(self, reply).await,
-                None => reply,
-            };
             return Ok(Decided { position, reply, memberships, joined: additions.joined, refused: additions.refused });
         }
         let text = format!(
@@ -376,9 +318,9 @@ impl Decisions {
     }
 
     /// Answers what was answered when it was done.
-    async fn answer_again(&self, id: CommitId, done: once::Done, outage: &mut Outage) -> Result<Decided, Undecided> {
+    async fn answer_again(&self, done: once::Done, outage: &mut Outage) -> Result<Decided, Undecided> {
         // The engine knows where the commit of this id is.
-        let position = match self.send(Arc::new(Commit::new(id)), outage, true).await? {
+        let position = match self.send(Arc::new(Commit::new(done.commit)), outage, true).await? {
             Outcome::Committed(position) => Some(position),
             _ => None,
         };
@@ -449,7 +391,11 @@ impl Decisions {
             Input::Timer(timer) => {
                 let Some(handler) = pipeline.handler(&timer.key.plugin) else {
                     let text = format!("the timer's plugin {:?} is not a handler of the tenant", timer.key.plugin);
-                    return Err(Undecided::Later(Refusal::new("plugin_unavailable", text)));
+                    let rest = Some(NO_HANDLER_REST_MS);
+                    return Err(Undecided::Later(Refusal {
+                        retry_after_ms: rest,
+                        ..Refusal::new("plugin_unavailable", text)
+                    }));
                 };
                 match farewell::Farewell::of(timer) {
                     Some(gone) if self.is_back(timer, &gone).await? => {}
@@ -478,17 +424,21 @@ impl Decisions {
     }
 
     /// Is there room for an input's publications?
-    fn may_publish(&self, effects: &[Effect], ephemeral: usize) -> Result<(), Undecided> {
-        let count = effects.iter().filter(|effect| matches!(effect, Effect::Publish(_))).count() + ephemeral;
+    /// `paid`: what was already taken for an earlier attempt at the input.
+    fn may_publish(&self, effects: &[Effect], ephemeral: usize, paid: &mut u64) -> Result<(), Undecided> {
+        let all = effects.iter().filter(|effect| matches!(effect, Effect::Publish(_))).count() + ephemeral;
+        let count = (all as u64).saturating_sub(*paid);
         let limit = self.limits.load().publications_per_second;
-        self.published.take(count as u64, limit.into(), tokio::time::Instant::now()).map_err(|wait| {
+        self.published.take(count, limit.into(), tokio::time::Instant::now()).map_err(|wait| {
             let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
             let text = format!(
                 "the tenant publishes too much: {count} more (call_limits.publications_per_second = {limit}); \
                  try again in {wait_ms} ms"
             );
             Undecided::Later(Refusal { retry_after_ms: Some(wait_ms), ..Refusal::new("rate_limit", text) })
-        })
+        })?;
+        *paid += count;
+        Ok(())
     }
 
     /// Commits without any plugin: a publication that a grant allows, a leave, a disconnect.
@@ -621,6 +571,24 @@ impl Decisions {
         let _ = tokio::time::timeout(EPHEMERAL_TIMEOUT, all).await;
         metrics::counter!("ephemeral_dropped_total").increment(left);
     }
+}
+
+/// The room that an effect brings members into.
+fn joined(effect: &Effect) -> Option<&Room> {
+    match effect {
+        Effect::Join { room, .. } => Some(room),
+        _ => None,
+    }
+}
+
+/// The tenant would keep more than it may: told to whoever caused it, and to the plugin's developer.
+fn too_much(pipeline: &Pipeline, author: Option<Author>, over: &OverQuota) -> Undecided {
+    let plugin = author.and_then(|author| Some((pipeline.handler(&author.plugin)?, author.hook)));
+    let message = match plugin {
+        Some((plugin, hook)) => plugin.went_over(hook, over).to_string(),
+        None => over.to_string(),
+    };
+    Undecided::Failed(over.refusal(message))
 }
 
 /// Lets the handlers that name a request of the gateway's see it.

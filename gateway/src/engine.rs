@@ -9,7 +9,7 @@
 //!   It applies nothing when a key of the read set has another version than was read
 //!   ([`Outcome::Conflict`]), when the fired timer is not there any more
 //!   ([`Outcome::TimerGone`]), when the connection whose session it records is not registered
-//!   ([`EngineError::Absent`]), or on any other error but [`EngineError::Ambiguous`].
+//!   ([`EngineError::Absent`]), when the tenant would keep too much ([`Outcome::OverQuota`]), or on any other error but [`EngineError::Ambiguous`].
 //! * **Once.** A commit id that was applied is not applied again: the second call answers as
 //!   the first did ([`Outcome::Committed`] with the same position), for at least
 //!   [`COMMIT_ID_KEPT_MS`]. So after [`EngineError::Ambiguous`] the same commit is sent again.
@@ -23,14 +23,21 @@
 //! * **Following is exact.** [`Engine::follow`] answers a position and a feed that carries every
 //!   entry after it, whatever is committed meanwhile. Where the engine cannot keep that
 //!   promise (history is gone), the feed says [`Feed::Reset`] and goes on from there.
+//! * **Totals are kept.** What a tenant's plugins keep in all ([`Stored`]) is counted within each commit, on whatever
+//!   node; one that says what may be kept ([`Commit::most`]) and would go beyond it is not applied
+//!   ([`Outcome::OverQuota`]). Values whose time to live has passed do not stand in the way of others.
 //! * **Presence is of the living.** An entry names the users that came into rooms and went
 //!   ([`Entry::presence`]); whoever is registered is counted until its [`Effect::Gone`](crate::commit::Effect::Gone).
 //!   Connections of a node that died stay registered, as [`Engine::orphans`], until somebody has taken them out
 //!   with [`Engine::reap`]; what a node registers after the others have counted it as gone, is refused.
+//! * **Limits are of all nodes.** However many nodes ask at once, no more [`Seat`]s are taken than there may be, and a
+//!   bucket grants no more [`Tokens`] than one minute's worth and what has flowed since. Seats of a node that died count
+//!   until the engine has counted the node as gone.
 //! * **Tenants are apart.** No call reads, changes or reveals anything of another tenant.
 //!
 //! One suite, `tests/it/engine_suite.rs`, holds every engine to this.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -43,12 +50,15 @@ use crate::client::ConnectionId;
 use crate::commit::{
     Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
 };
+use crate::quota::{OverQuota, Stored};
 use crate::room::Room;
 use crate::tenant::TenantId;
 
 pub mod embedded;
 mod log;
+mod quota;
 pub mod redis;
+pub use quota::{Seat, SeatLimits, Seating, Tokens, Whose};
 pub(crate) use redis::mistake_in_url as mistake_in_redis_url;
 
 /// How long a commit id is remembered at least, in milliseconds.
@@ -60,6 +70,9 @@ pub const FEED_ENTRIES_MAX: usize = 4_096;
 
 /// How long a claimed timer stays with whoever claimed it, in milliseconds.
 pub const TIMER_LEASE_MS: Millis = 30_000;
+
+/// How long a node's seats count at least after it has said last that it has some, in milliseconds.
+pub const SEATS_KEPT_MS: Millis = 180_000;
 
 /// How many timers that were given up are kept; per partition, where there are several.
 pub const DEAD_TIMERS_MAX: usize = 1_000;
@@ -87,6 +100,8 @@ pub enum Outcome {
     Conflict(StateKey),
     /// Nothing was applied: the fired timer was replaced, cancelled or settled meanwhile.
     TimerGone,
+    /// Nothing was applied: the tenant's plugins would keep more than they may ([`Commit::most`]).
+    OverQuota(OverQuota),
 }
 
 /// Why an engine could not answer.
@@ -271,6 +286,9 @@ pub trait Engine: Send + Sync + 'static {
         limit: usize,
     ) -> Result<KeyPage, EngineError>;
 
+    /// What a tenant's plugins keep. A value whose time to live has just passed may still count for a moment.
+    async fn stored(&self, tenant: &TenantId) -> Result<Stored, EngineError>;
+
     /// Timers of any tenant that are due, at most `limit`, earliest first. Each is leased: until the
     /// lease ends or [`release_timer`](Engine::release_timer) is called no other claim answers it.
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError>;
@@ -322,6 +340,30 @@ pub trait Engine: Send + Sync + 'static {
     /// Takes an orphan out, with its [`Effect::Gone`](crate::commit::Effect::Gone) in the log, and sets timers; both
     /// or nothing, and once, however many nodes do it. `false`: it is not there any more.
     async fn reap(&self, orphan: &Orphan, timers: Vec<(TimerKey, TimerChange)>) -> Result<bool, EngineError>;
+
+    /// Takes a seat, if there is one of the user's and one of the tenant's; again is the same as once. `instead_of`: the
+    /// seat of this earlier connection of the same user is given back with that, whatever node had it.
+    async fn take_seat(
+        &self,
+        tenant: &TenantId,
+        seat: &Seat,
+        limits: SeatLimits,
+        instead_of: Option<&ConnectionId>,
+    ) -> Result<Seating, EngineError>;
+
+    /// Says which seats this node has and gives others of its own back. Those that it has are there afterwards, whatever
+    /// the limits are. Those of a node that has not said so for [`SEATS_KEPT_MS`] may be forgotten.
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError>;
+
+    /// Takes up to `wanted` tokens out of a tenant's bucket of that name, which holds one minute's worth and is refilled
+    /// evenly; one that was never used is full. What was taken is not given back.
+    async fn take_tokens(
+        &self,
+        tenant: &TenantId,
+        bucket: &str,
+        per_minute: NonZeroU32,
+        wanted: NonZeroU32,
+    ) -> Result<Tokens, EngineError>;
 
     /// What this node tells the others of itself from now on.
     fn report(&self, stat: NodeStat);

@@ -20,11 +20,12 @@ use crate::decision::backlog::Backlog;
 use crate::decision::pipeline::Pipeline;
 use crate::decision::plugin::Host;
 use crate::decision::token::{KeyError, Verifier, keep_those_tried};
-use crate::delivery::rooms::Rooms;
+use crate::delivery::rooms::{People, Rooms};
 use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health};
 use crate::key_sets::{KeySets, same_keys};
-use crate::limits::{KeyRates, UserRates};
+use crate::rates::{KeyRates, UserRates};
+use crate::seats::{HeldSeat, Seats};
 use crate::session::NAMESPACES_MAX;
 use crate::tail::Tail;
 use crate::tenant::{KeySetSource, Tenant, TenantId, VerifyingKey};
@@ -79,6 +80,8 @@ pub struct LiveTenant {
     pub api_rates: KeyRates,
     /// Its open WebSockets on this node.
     pub connections: Slots,
+    /// What its clients here count as on all nodes.
+    pub seats: Arc<Seats>,
     /// Its timers that fire at the moment.
     pub firing: Slots,
     /// Its connections that have ended and are not out of their rooms yet.
@@ -161,8 +164,10 @@ impl LiveTenant {
     /// A tenant with its loaded components.
     pub fn new(tenant: Tenant, verifier: Verifier, pipeline: Pipeline, gateway: &Gateway) -> LiveTenant {
         let (engine, backlog) = (gateway.engine.clone(), Backlog::of_tenant(&gateway.backlog));
+        let decisions = Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog);
+        decisions.set_totals(&tenant.limits);
         LiveTenant {
-            decisions: Decisions::new(tenant.id.clone(), engine, tenant.call_limits.clone(), backlog),
+            decisions,
             connections: Slots::new(tenant.limits.connections),
             firing: Slots::new(LiveTenant::FIRING_MAX),
             leaving: Leaving::new(tenant.limits.connections),
@@ -173,6 +178,7 @@ impl LiveTenant {
             revision: AtomicU64::new(1),
             key_sets: KeySets::default(),
             pipeline: ArcSwap::from_pointee(pipeline),
+            seats: Arc::default(),
             user_rates: UserRates::default(),
             api_rates: KeyRates::default(),
             snapshots: Snapshots::default(),
@@ -202,6 +208,7 @@ impl LiveTenant {
         self.connections.set_max(tenant.limits.connections);
         self.leaving.max.store(tenant.limits.connections as usize, Ordering::Release);
         self.decisions.set_limits(tenant.call_limits.clone());
+        self.decisions.set_totals(&tenant.limits);
         {
             let _changing = self.changing.lock();
             if keep_fetched(&self.settings.load(), &mut tenant) {
@@ -273,9 +280,10 @@ impl LiveTenant {
                 // The tenant's own limit may grow meanwhile.
                 let connections_max = gateway.config.max_connections as usize * NAMESPACES_MAX;
                 let presence_events = self.settings().presence_events.clone();
-                let traffic = self.decisions.traffic.clone();
+                let (traffic, here) = (self.decisions.traffic.clone(), self.decisions.rooms_here.clone());
                 let (id, health) = (self.id.clone(), gateway.engine.health(&self.id));
-                Ok(Rooms::start(id, follower, health, connections_max, presence_events, traffic, &gateway.tasks))
+                let people = People { presence_events, traffic, here };
+                Ok(Rooms::start(id, follower, health, connections_max, people, &gateway.tasks))
             })
             .await
     }
@@ -290,7 +298,7 @@ impl LiveTenant {
         self.rooms.get().map(Rooms::position)
     }
 
-    /// Takes one of a user's connections; `None` when it has as many as it may. A client that comes back may be one
+    /// Takes one of a user's connections on this node; `None` when it has as many as it may. A client that comes back may be one
     /// more: the connection that it comes back from is ended with that.
     pub fn user_slot(&self, subject: &Arc<str>, comes_back: bool) -> Option<UserSlot> {
         let mut users = self.users.lock();
@@ -299,7 +307,7 @@ impl LiveTenant {
             return None;
         }
         *count += 1;
-        Some(UserSlot { users: self.users.clone(), subject: subject.clone() })
+        Some(UserSlot { users: self.users.clone(), subject: subject.clone(), _seat: None })
     }
 }
 
@@ -321,9 +329,17 @@ fn keep_fetched(old: &Tenant, new: &mut Tenant) -> bool {
 pub struct UserSlot {
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
     subject: Arc<str>,
+    _seat: Option<HeldSeat>,
 }
 
 impl UserSlot {
+    /// Counts on all nodes, too, from here on.
+    pub fn seated(self, seat: HeldSeat) -> UserSlot {
+        let mut slot = self;
+        slot._seat = Some(seat);
+        slot
+    }
+
     /// Whose it is.
     pub fn subject(&self) -> &Arc<str> {
         &self.subject

@@ -129,11 +129,17 @@ pub async fn run(gateway: Arc<Gateway>) {
             let sources: Vec<_> = settings.auth.key_sets.iter().map(|set| set.source.clone()).collect();
             tenant.key_sets.forget_others(&sources);
             for source in sources.into_iter().filter(|_| !settings.disabled) {
-                let Some(seen) = tenant.key_sets.take_due(&source) else { continue };
                 match &source {
-                    KeySetSource::File(path) => look_at_file(&tenant, &source, path, seen).await,
+                    KeySetSource::File(path) => {
+                        let Some(seen) = tenant.key_sets.take_due(&source) else { continue };
+                        look_at_file(&tenant, &source, path, seen).await;
+                    }
                     KeySetSource::Url { .. } => {
+                        // The place first: without one it stays due, and is among the next.
                         let Ok(permit) = permits.clone().try_acquire_owned() else { continue };
+                        if tenant.key_sets.take_due(&source).is_none() {
+                            continue;
+                        }
                         let tenant = tenant.clone();
                         gateway.tasks.spawn(async move {
                             fetch_one(&tenant, &source).await;

@@ -15,6 +15,8 @@ pub mod catalog;
 pub mod gateway;
 pub mod key_sets;
 pub mod limits;
+pub mod rates;
+pub mod seats;
 
 pub mod session;
 
@@ -25,6 +27,7 @@ pub mod engine;
 
 pub mod http;
 pub mod presence;
+pub mod quota;
 pub mod reading;
 pub mod tail;
 pub mod timers;

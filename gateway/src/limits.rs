@@ -1,21 +1,12 @@
-//! Token buckets: how much may be said in which time.
+//! Token buckets of this node: how much may be said in which time. Those of all nodes: [`rates`](crate::rates).
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::event::Refusal;
 use crate::tenant::PerMinute;
-
-/// Buckets of users kept at most; beyond, full ones (users that were quiet for a minute) are dropped, and if that
-/// does not help, all.
-const USER_BUCKETS_MAX: usize = 100_000;
-
-/// Buckets of API keys beyond which those of keys that were quiet for a minute are dropped: more than a tenant has keys.
-const KEY_BUCKETS_MAX: usize = 128;
 
 /// A bucket that holds one minute's worth and is refilled evenly.
 #[derive(Debug, Clone)]
@@ -48,6 +39,12 @@ impl Bucket {
         Err(Duration::from_secs_f64((1.0 - self.tokens) * 60.0 / rate))
     }
 
+    /// Puts back what was taken last, and not used.
+    pub fn put_back(&mut self) {
+        let rate = self.per_minute.map_or(0.0, |rate| f64::from(rate.get()));
+        self.tokens = (self.tokens + 1.0).min(rate);
+    }
+
     /// Another rate from now on; what is in the bucket stays, as far as the new one holds it.
     pub fn set_rate(&mut self, per_minute: PerMinute, now: Instant) {
         if self.per_minute == per_minute {
@@ -68,7 +65,8 @@ impl Bucket {
         self.per_minute.map_or(0, std::num::NonZeroU32::get)
     }
 
-    fn is_full(&mut self, now: Instant) -> bool {
+    /// Does it hold a whole minute's worth?
+    pub fn is_full(&mut self, now: Instant) -> bool {
         let Some(rate) = self.per_minute.map(|rate| f64::from(rate.get())) else { return true };
         self.fill(rate, now);
         self.tokens >= rate
@@ -103,60 +101,6 @@ pub fn rate_limited(what: &str, setting: &str, per_minute: u32, wait: Duration) 
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
     let text = format!("{what}: at most {per_minute} a minute (setting {setting}); try again in {wait_ms} ms");
     Refusal { retry_after_ms: Some(wait_ms), ..Refusal::new("rate_limit", text) }
-}
-
-/// A subject, and an event's name.
-type UserEvent = (Arc<str>, Arc<str>);
-
-/// Events by name and user, over all connections of this node.
-#[derive(Debug, Default)]
-pub struct UserRates {
-    buckets: Mutex<HashMap<UserEvent, Bucket>>,
-}
-
-impl UserRates {
-    /// Takes a token of `subject` for `event`.
-    pub fn take(&self, subject: &Arc<str>, event: &Arc<str>, rate: std::num::NonZeroU32) -> Result<(), Refusal> {
-        let now = Instant::now();
-        let mut buckets = self.buckets.lock();
-        if buckets.len() >= USER_BUCKETS_MAX {
-            buckets.retain(|_, bucket| !bucket.is_full(now));
-        }
-        if buckets.len() >= USER_BUCKETS_MAX {
-            // Too many are busy to remember them all: everybody starts anew rather than memory growing.
-            buckets.clear();
-        }
-        let bucket = buckets.entry((subject.clone(), event.clone())).or_insert_with(|| Bucket::new(Some(rate), now));
-        // The tenant may have changed it since.
-        bucket.set_rate(Some(rate), now);
-        bucket.take(now).map_err(|wait| {
-            let setting = format!("limits.user_events_per_minute.{event}");
-            rate_limited(&format!("events {event:?} of one user"), &setting, rate.get(), wait)
-        })
-    }
-}
-
-/// Requests by API key, over all connections of this node.
-#[derive(Debug, Default)]
-pub struct KeyRates {
-    buckets: Mutex<HashMap<Arc<str>, Bucket>>,
-}
-
-impl KeyRates {
-    /// Takes a token of a key.
-    pub fn take(&self, key: &Arc<str>, rate: PerMinute) -> Result<(), Refusal> {
-        let now = Instant::now();
-        let mut buckets = self.buckets.lock();
-        if buckets.len() >= KEY_BUCKETS_MAX {
-            buckets.retain(|_, bucket| !bucket.is_full(now));
-        }
-        let bucket = buckets.entry(key.clone()).or_insert_with(|| Bucket::new(rate, now));
-        bucket.set_rate(rate, now);
-        let per_minute = bucket.per_minute();
-        bucket.take(now).map_err(|wait| {
-            rate_limited(&format!("requests with the key {key:?}"), "limits.api_requests_per_minute", per_minute, wait)
-        })
-    }
 }
 
 #[cfg(test)]
@@ -206,17 +150,5 @@ mod tests {
         assert_eq!(rate.take(1, 100, at(2_100)), Err(Duration::from_millis(1_010)));
         assert_eq!(rate.take(1, 100, at(3_200)), Ok(()));
         assert_eq!(rate.take(u64::MAX, 0, at(3_200)), Ok(()), "0 is unlimited");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_user_and_event_has_a_bucket_of_its_own() {
-        let rates = UserRates::default();
-        let rate = NonZeroU32::new(1).unwrap();
-        assert!(rates.take(&"bob".into(), &"send".into(), rate).is_ok());
-        assert!(rates.take(&"eve".into(), &"send".into(), rate).is_ok());
-        assert!(rates.take(&"bob".into(), &"like".into(), rate).is_ok());
-        let refusal = rates.take(&"bob".into(), &"send".into(), rate).unwrap_err();
-        assert_eq!(refusal.code, "rate_limit");
-        assert!(refusal.message.contains("limits.user_events_per_minute.send"), "{}", refusal.message);
     }
 }

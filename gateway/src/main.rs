@@ -76,7 +76,7 @@ fn plugin_new(args: &PluginNewArgs) -> Result<(), Failure> {
     for file in plugin_new::new(&args.dir, args.language)? {
         println!("{}", file.display());
     }
-    eprintln!("next: postern plugin build {}", args.dir.display());
+    eprintln!("next: cd {} && {} && postern plugin build .", args.dir.display(), args.language.test_command());
     Ok(())
 }
 
@@ -94,6 +94,10 @@ fn plugin_build(args: &PluginBuildArgs) -> Result<(), Failure> {
         println!("  {} bytes, sha256 {}", component.bytes, component.sha256);
         println!("  imports {}", component.imports.join(", "));
         println!("  exports {}", component.exports.join(", "));
+    }
+    if let [component] = &built.components[..] {
+        let (name, role, path) = (component.plugin_name(), component.role(), component.path.display());
+        eprintln!("next: postern plugin push {name} {path} --role {role} --activate");
     }
     Ok(())
 }

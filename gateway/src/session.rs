@@ -4,6 +4,7 @@
 //! tenant's delivery puts what others did into this client's outbox. Inputs of one client run one
 //! after the other.
 
+mod admission;
 mod connection;
 mod departure;
 mod language;
@@ -29,6 +30,7 @@ use crate::delivery::outbox::{Outbox, OutboxLimits};
 use crate::event::{Event, Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant, Slot, UserSlot};
 use crate::limits::{Bucket, rate_limited};
+use crate::rates::Shared;
 use crate::tenant::Limits;
 use connection::Connection;
 use language::{Language, Said};
@@ -280,7 +282,7 @@ impl Session {
             self.say_refused(namespace, ack, &refusal, false);
             return;
         };
-        if let Err(refusal) = self.within_limits(&tenant, index, &name) {
+        if let Err(refusal) = self.within_limits(&tenant, index, &name).await {
             self.say_refused(namespace, ack, &refusal, true);
             return;
         }
@@ -327,12 +329,13 @@ impl Session {
         Ok(requests::Answer::of_decision(decided))
     }
 
-    fn within_limits(&mut self, tenant: &LiveTenant, index: usize, name: &Arc<str>) -> Result<(), Refusal> {
+    async fn within_limits(&mut self, tenant: &LiveTenant, index: usize, name: &Arc<str>) -> Result<(), Refusal> {
         self.within_rate()?;
-        match tenant.settings().limits.user_events_per_minute.get(&**name) {
-            Some(rate) => tenant.user_rates.take(&self.connections[index].client.identity.subject, name, *rate),
-            None => Ok(()),
-        }
+        let rate = tenant.settings().limits.user_events_per_minute.get(&**name).copied();
+        let Some(rate) = rate else { return Ok(()) };
+        let shared = Shared { engine: &*self.gateway.engine, tenant: &tenant.id };
+        let subject = &self.connections[index].client.identity.subject;
+        tenant.user_rates.take(shared, subject, name, rate).await
     }
 
     /// Whatever a client says counts, refused or not.
@@ -524,6 +527,8 @@ impl Session {
 
     /// The last words, and out of all rooms.
     async fn goodbye(&mut self, close: Close) {
+        // First: the client may come back as soon as it hears of this.
+        self.user = None;
         let namespaces: Vec<_> = self.connections.iter().map(|connection| &*connection.local.namespace).collect();
         let last = self.language.farewell(close, &namespaces);
         self.outbox.release();

@@ -67,6 +67,10 @@ fn describe() {
     );
     describe_counter!("revoked_connections_total", "Connections that were ended because their tokens were revoked");
     describe_counter!("api_requests_total", "Requests to the HTTP API of tenants' back ends, by route and status");
+    describe_counter!(
+        "limits_alone_total",
+        "Checks of limits of all nodes that this node made alone because the engine did not answer, by limit: rate or seat"
+    );
     describe_gauge!("nodes", "Nodes that live, this one included");
     describe_counter!("lease_lost_total", "Times that the other nodes counted this one as gone");
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
@@ -79,6 +83,11 @@ fn describe() {
     describe_counter!("plugin_code_cache_rejected_total", "Files of the code cache that were not as written");
     describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
     describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
+    describe_counter!(
+        "plugin_quota_refusals_total",
+        "Commits refused because the tenant's plugins would keep too much, by tenant, plugin and what (state_bytes, \
+         state_keys, timers)"
+    );
     describe_counter!("plugin_cpu_microseconds_total", "Computing time of calls, by tenant and plugin");
     describe_gauge!("plugin_memory_peak_bytes", "The most memory that an instance had, by tenant and plugin");
     describe_counter!(

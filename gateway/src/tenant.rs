@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::quota::Stored;
+
 /// The longest tenant name, in bytes.
 pub const TENANT_NAME_BYTES_MAX: usize = 32;
 
@@ -317,7 +319,7 @@ pub struct PluginSettings {
     pub component: PathBuf,
     /// Event patterns that it handles, instead of those that it declares itself.
     pub events: Option<Vec<Pattern>>,
-    /// What `config.get` answers it.
+    /// What `config.get` answers it: texts as they are, everything else as JSON.
     pub settings: BTreeMap<String, String>,
     /// Has each call an instance of its own?
     pub instances: Instances,
@@ -387,18 +389,23 @@ pub type PerMinute = Option<NonZeroU32>;
 pub struct Limits {
     /// Messages of one connection.
     pub messages_per_minute: PerMinute,
-    /// Events by name, of one user over all connections.
+    /// Events by name, of one user over all connections, on all nodes: exact but for what [`rates`](crate::rates) says.
     pub user_events_per_minute: BTreeMap<String, NonZeroU32>,
-    /// Requests to the tenant's HTTP API with one key.
+    /// Requests to the tenant's HTTP API with one key, on all nodes likewise.
     pub api_requests_per_minute: PerMinute,
-    /// Open connections of one user.
+    /// Open connections of one user, on all nodes; while the engine is away, on each.
     pub connections_per_user: u32,
-    /// Open connections of the tenant on one node.
+    /// Open connections of the tenant, on all nodes; while the engine is away, on each.
     pub connections: u32,
     /// One message whole, however many frames and attachments it comes in, in bytes.
     pub message_bytes: usize,
     /// Rooms that one connection is in, those of the gateway not counted.
     pub rooms_per_connection: usize,
+    /// Rooms with members on one node, those of the gateway not counted. Joins of others are refused beyond that.
+    pub rooms: usize,
+    /// What its plugins may keep in all: state, with the keys, in bytes; keys of state; timers that have not fired.
+    /// Commits that would leave more are refused.
+    pub stored: Stored,
     /// How long a client that is gone can come back to its rooms, in milliseconds. No longer than logs
     /// reach back.
     pub recovery_window_ms: u64,
@@ -418,6 +425,8 @@ impl Default for Limits {
             connections: 10_000,
             message_bytes: 1 << 20,
             rooms_per_connection: 256,
+            rooms: 100_000,
+            stored: Stored { state_bytes: 64 << 20, state_keys: 100_000, timers: 100_000 },
             recovery_window_ms: 120_000,
             outbox_bytes: 4 << 20,
             outbox_messages: 4_096,

@@ -87,6 +87,8 @@ struct Batch {
     id: CommitId,
     lines: Vec<(Line, u64)>,
     since: Instant,
+    /// It was sent once and may have been counted.
+    doubtful: bool,
 }
 
 impl Ledger {
@@ -150,9 +152,11 @@ impl Ledger {
             let day = batch.lines.first().map(|((day, ..), _)| day.clone()).unwrap_or_default();
             // Cut off, it counts as one whose outcome is unknown.
             let id = batch.id.clone();
-            self.in_doubt = Some(batch);
+            let was_doubtful = batch.doubtful;
+            self.in_doubt = Some(Batch { doubtful: true, ..batch });
             let sent = gateway.catalog.add_usage(&id, &day, &deltas).await;
-            let Some(batch) = self.in_doubt.take() else { return };
+            let Some(mut batch) = self.in_doubt.take() else { return };
+            batch.doubtful = was_doubtful;
             match sent {
                 Ok(()) => {}
                 Err(error) => return self.failed(batch, &error),
@@ -166,10 +170,11 @@ impl Ledger {
         let keys: Vec<_> =
             self.unsent.keys().take_while(|line| line.0 == day).take(USAGE_DELTAS_MAX).cloned().collect();
         let lines = keys.into_iter().filter_map(|line| self.unsent.remove_entry(&line)).collect();
-        Some(Batch { id: CommitId::random(), lines, since: Instant::now() })
+        Some(Batch { id: CommitId::random(), lines, since: Instant::now(), doubtful: false })
     }
 
-    fn failed(&mut self, batch: Batch, error: &CatalogError) {
+    fn failed(&mut self, mut batch: Batch, error: &CatalogError) {
+        batch.doubtful |= matches!(error, CatalogError::Engine(EngineError::Ambiguous(_)));
         let lost = match error {
             // It may have been counted. The same id again tells, while it is remembered.
             CatalogError::Engine(EngineError::Ambiguous(_)) if batch.since.elapsed() < DOUBT_MAX => {
@@ -181,7 +186,8 @@ impl Ledger {
                 self.in_doubt = Some(batch);
                 return tracing::debug!(%error, "the accounts wait for the engine");
             }
-            CatalogError::Engine(EngineError::Unavailable(_)) => {
+            // Rather left out than counted twice.
+            CatalogError::Engine(EngineError::Unavailable(_)) if !batch.doubtful => {
                 for (line, number) in batch.lines {
                     self.note(line, number);
                 }
@@ -200,5 +206,40 @@ fn delta((_, tenant, plugin, what): &Line, number: u64) -> UsageDelta {
         plugin: plugin.clone(),
         what: (*what).to_owned(),
         number: i64::try_from(number).unwrap_or(i64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line() -> Line {
+        ("2026-01-01".into(), TenantId::catalog(), GATEWAY.into(), "events")
+    }
+
+    fn failed_after(errors: &[fn(String) -> EngineError]) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.note(line(), 3);
+        let long_ago = Instant::now() - DOUBT_MAX;
+        for error in errors {
+            let mut batch = ledger.in_doubt.take().or_else(|| ledger.next()).unwrap();
+            if std::ptr::eq(error, errors.last().unwrap()) {
+                batch.since = long_ago;
+            }
+            ledger.failed(batch, &CatalogError::Engine(error("away".into())));
+        }
+        ledger
+    }
+
+    #[test]
+    fn numbers_that_were_never_sent_are_kept_for_later() {
+        let ledger = failed_after(&[EngineError::Unavailable, EngineError::Unavailable]);
+        assert_eq!(ledger.unsent.get(&line()), Some(&3));
+    }
+
+    #[test]
+    fn numbers_that_may_have_been_counted_are_not_counted_again_under_another_name() {
+        let ledger = failed_after(&[EngineError::Ambiguous, EngineError::Unavailable]);
+        assert!(ledger.unsent.is_empty() && ledger.in_doubt.is_none());
     }
 }

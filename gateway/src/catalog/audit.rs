@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::record::{FORMAT, decode};
 use super::store::Draft;
@@ -15,6 +16,13 @@ use crate::tenant::TenantId;
 
 /// How long audit records are kept, in milliseconds: 400 days.
 pub const AUDIT_KEPT_MS: Millis = 400 * 24 * 3_600_000;
+
+/// The longest text that a record shows, in bytes; of a longer one it says the length and the SHA-256.
+const TEXT_BYTES_MAX: usize = 1 << 10;
+
+/// How much of a record is for what was there before, and how much for what is there now, in bytes: with the rest it
+/// has at most 16 KiB, for it is kept long, and whoever may change a tenant makes as many as it likes.
+const SIDE_BYTES_MAX: usize = 7 << 10;
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +50,30 @@ pub struct AuditRecord {
     /// The same, as it is now; `null`: it is not there any more.
     #[serde(default)]
     pub after: Value,
+}
+
+/// A value without its long texts, of at most `limit` bytes of JSON: what does not fit is told by its length and SHA-256,
+/// of objects member by member.
+fn brief(value: Value, limit: usize) -> Value {
+    if let Value::String(text) = &value
+        && text.len() > TEXT_BYTES_MAX
+    {
+        return summary(text.as_bytes(), "bytes");
+    }
+    let json = value.to_string();
+    let brief = match value {
+        Value::Object(members) => {
+            Value::Object(members.into_iter().map(|(name, value)| (name, brief(value, limit / 2))).collect())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(|item| brief(item, limit / 2)).collect()),
+        other => other,
+    };
+    if brief.to_string().len() > limit { summary(json.as_bytes(), "bytes of JSON") } else { brief }
+}
+
+fn summary(bytes: &[u8], unit: &str) -> Value {
+    let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("({} {unit}, SHA-256 {digest})", bytes.len()).into()
 }
 
 /// Of two values what differs: of objects their differing members.
@@ -91,7 +123,8 @@ fn next_id() -> String {
 }
 
 impl Draft<'_> {
-    /// Says what this change is, with what differs between `before` and `after`.
+    /// Says what this change is, with what differs between `before` and `after`. It then rests on the token of whoever
+    /// makes it: one that is revoked while its request is still read changes nothing any more.
     pub(super) fn audit<T: Serialize>(
         &mut self,
         by: &Actor,
@@ -131,6 +164,9 @@ impl Draft<'_> {
         subject: &str,
         [before, after]: [&Value; 2],
     ) -> Result<(), CatalogError> {
+        if let Some(token) = &by.token {
+            self.made_with(token);
+        }
         let record = AuditRecord {
             format: FORMAT,
             id: next_id(),
@@ -139,8 +175,8 @@ impl Draft<'_> {
             tenant: tenant.cloned(),
             what: what.into(),
             subject: subject.into(),
-            before: without_secrets(before),
-            after: without_secrets(after),
+            before: brief(without_secrets(before), SIDE_BYTES_MAX),
+            after: brief(without_secrets(after), SIDE_BYTES_MAX),
         };
         if let Some(tenant) = tenant {
             self.put_bytes(keys::audit_of(tenant, &record.id), "{}".into(), Some(AUDIT_KEPT_MS));
@@ -165,7 +201,10 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         let mut draft = self.draft();
         draft.audit(by, Some(tenant), what, subject, None, after)?;
-        draft.commit().await.map(drop)
+        if draft.commit().await? {
+            return Ok(());
+        }
+        Err(CatalogError::Conflict("the token with which it is done has changed meanwhile; try again".into()))
     }
 
     /// What was changed, the latest first, of one tenant or of everything; after the record with the id `before`, at
@@ -202,6 +241,26 @@ mod tests {
         );
         assert_eq!(without_secrets(&after)["settings"]["auth"]["keys"][0], json!({ "id": "k2", "secret": "(secret)" }));
         assert_eq!(after["new"], 2);
+    }
+
+    #[test]
+    fn a_record_is_small_whatever_was_changed_and_says_how_much_it_was() {
+        let long = "x".repeat(250_000);
+        let value =
+            brief(json!({ "settings": { "cors": ["a"], "greeting": long }, "role": "handler" }), SIDE_BYTES_MAX);
+        assert_eq!((&value["settings"]["cors"][0], &value["role"]), (&json!("a"), &json!("handler")));
+        let told = value["settings"]["greeting"].as_str().unwrap();
+        assert!(told.starts_with("(250000 bytes, SHA-256 ") && told.len() < 100, "{told}");
+        let many: Map<String, Value> = (0..10_000).map(|n| (format!("name-{n}"), json!(n))).collect();
+        let named = Map::from_iter([(long.clone(), json!(1))]);
+        let list: Vec<&str> = vec!["text"; 50_000];
+        for large in [json!(many), json!({ "settings": many }), json!(named), json!(list), json!(long)] {
+            let told = brief(json!({ "large": large, "small": 1 }), SIDE_BYTES_MAX);
+            assert!(told.to_string().len() <= SIDE_BYTES_MAX, "{told}");
+            assert_eq!(told["small"], 1);
+        }
+        let small = json!({ "settings": { "relay": ["a", "b"], "n": 1 } });
+        assert_eq!(brief(small.clone(), SIDE_BYTES_MAX), small);
     }
 
     #[test]

@@ -151,32 +151,57 @@ impl Catalog {
         bytes: Bytes,
     ) -> Result<AddedVersion, CatalogError> {
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        // The record never names an artefact that is not there.
-        self.find(tenant, name).await?.plugin.ok_or_else(|| no_plugin(name))?;
+        // The record never names an artefact that is not there, and what cannot be recorded is not stored.
+        self.still_good(by).await?;
+        let plugin = self.find(tenant, name).await?.plugin.ok_or_else(|| no_plugin(name))?;
+        if same_version(&plugin, &new).is_none() {
+            self.with_version(tenant, plugin, &version_record(u64::MAX, new.clone(), size, by)).await?;
+        }
         self.engine().put_artifact(&new.digest, bytes).await?;
         let mut tries = Tries::default();
         loop {
             tries.next().await?;
             let found = self.find(tenant, name).await?;
-            let mut plugin = found.plugin.clone().ok_or_else(|| no_plugin(name))?;
-            let same = |version: &&VersionRecord| version.digest == new.digest && version.signature == new.signature;
-            if let Some(version) = plugin.versions.iter().find(same) {
+            let plugin = found.plugin.clone().ok_or_else(|| no_plugin(name))?;
+            if let Some(version) = same_version(&plugin, &new) {
                 return Ok(AddedVersion { version: version.clone(), existed: true });
             }
             let number = plugin.versions.iter().map(|version| version.version).max().unwrap_or(0) + 1;
             let version = version_record(number, new.clone(), size, by);
-            plugin.versions.push(version.clone());
-            while plugin.versions.len() > VERSIONS_KEPT_MAX {
-                let droppable = |version: &VersionRecord| version.version != number && !plugin.needs(version.version);
-                let Some(index) = plugin.versions.iter().position(droppable) else { break };
-                let dropped = plugin.versions.remove(index).version;
-                plugin.previous.retain(|version| *version != dropped);
-            }
-            plugin.changed_ms = now_ms();
+            let plugin = self.with_version(tenant, plugin, &version).await?;
             if found.commit(by, "plugin.version", name, Some(&plugin)).await? {
                 return Ok(AddedVersion { version, existed: false });
             }
         }
+    }
+
+    /// A plugin with one version more; of those that nothing needs the oldest go, as many as must.
+    async fn with_version(
+        &self,
+        tenant: &TenantId,
+        mut plugin: PluginRecord,
+        version: &VersionRecord,
+    ) -> Result<PluginRecord, CatalogError> {
+        let others = self.plugins(tenant).await?;
+        let others: u64 = others.iter().filter(|other| other.name != plugin.name).map(bytes_of).sum();
+        let limit = self.inner.component_bytes_max;
+        plugin.versions.push(version.clone());
+        while plugin.versions.len() > VERSIONS_KEPT_MAX || others.saturating_add(bytes_of(&plugin)) > limit {
+            let droppable = |old: &VersionRecord| old.version != version.version && !plugin.needs(old.version);
+            let Some(index) = plugin.versions.iter().position(droppable) else { break };
+            let dropped = plugin.versions.remove(index).version;
+            plugin.previous.retain(|version| *version != dropped);
+        }
+        let value = others.saturating_add(bytes_of(&plugin));
+        if value > limit {
+            return Err(CatalogError::Limit {
+                what: "bytes of the components of all of the tenant's plugins (admin.component_bytes_per_tenant)",
+                value: usize::try_from(value).unwrap_or(usize::MAX),
+                limit: usize::try_from(limit).unwrap_or(usize::MAX),
+            });
+        }
+        plugin.changed_ms = now_ms();
+        Ok(plugin)
     }
 
     /// A version's component.
@@ -184,6 +209,15 @@ impl Catalog {
         let found = self.engine().artifact(digest).await?;
         found.ok_or_else(|| CatalogError::NotFound { what: "component", name: digest.into() })
     }
+}
+
+fn same_version<'a>(plugin: &'a PluginRecord, new: &NewVersion) -> Option<&'a VersionRecord> {
+    plugin.versions.iter().find(|version| version.digest == new.digest && version.signature == new.signature)
+}
+
+/// The components of all of a plugin's versions.
+fn bytes_of(plugin: &PluginRecord) -> u64 {
+    plugin.versions.iter().fold(0, |bytes, version| bytes.saturating_add(version.bytes))
 }
 
 fn version_record(number: u64, new: NewVersion, bytes: u64, by: &Actor) -> VersionRecord {

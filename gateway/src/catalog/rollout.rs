@@ -142,7 +142,10 @@ impl Catalog {
     ) -> Result<u64, CatalogError> {
         self.change_versions(by, tenant, name, "plugin.rollback", |plugin| {
             let Some(to) = version.or(plugin.previous.last().copied()) else {
-                return Err(CatalogError::Conflict(format!("no version of {name:?} ran before: name one")));
+                return Err(CatalogError::Conflict(format!(
+                    "nothing older ran before version {} of {name:?}: name the version to run",
+                    plugin.active.unwrap_or_default()
+                )));
             };
             known(plugin, to)?;
             // What ran after it is not gone back to.

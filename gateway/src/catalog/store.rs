@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::record::{decode, encode};
-use super::{Catalog, CatalogError, Changed, EVENT, PAGE_MAX, keys, room};
+use super::{Actor, Catalog, CatalogError, Changed, EVENT, Judged, PAGE_MAX, keys, room};
 use crate::commit::{Commit, CommitId, Effect, Millis, Publication, StateKey, Version, Versioned, Write};
 use crate::engine::{EngineError, KeyPage, Outcome};
 use crate::event::Payload;
@@ -29,15 +29,32 @@ const KEYS_AT_ONCE: usize = 256;
 pub(super) struct Draft<'a> {
     catalog: &'a Catalog,
     commit: Commit,
+    /// The token with which the change is made, if it is with one.
+    token: Option<Judged>,
 }
 
 impl Draft<'_> {
     /// Reads a record; the change rests on its staying so.
     pub(super) async fn get<T: DeserializeOwned>(&mut self, key: StateKey) -> Result<Option<T>, CatalogError> {
+        Ok(self.get_versioned(key).await?.map(|(record, _)| record))
+    }
+
+    /// The same, with the version that it was read at.
+    pub(super) async fn get_versioned<T: DeserializeOwned>(
+        &mut self,
+        key: StateKey,
+    ) -> Result<Option<(T, Version)>, CatalogError> {
         let (_, found) = self.catalog.read(std::slice::from_ref(&key)).await?.pop().unwrap_or((key.clone(), None));
         let record = found.as_ref().map(|found| decode(&key, &found.value)).transpose()?;
-        self.rests_on(key, found.map(|found| found.version));
-        Ok(record)
+        let version = found.map(|found| found.version);
+        self.rests_on(key, version.clone());
+        Ok(record.zip(version))
+    }
+
+    /// The change is made with this token: it is made only if the token is then as it was when it was found good.
+    pub(super) fn made_with(&mut self, token: &Judged) {
+        self.rests_on(keys::token(&token.id), Some(token.version.clone()));
+        self.token = Some(token.clone());
     }
 
     pub(super) fn rests_on(&mut self, key: StateKey, version: Option<Version>) {
@@ -81,7 +98,13 @@ impl Draft<'_> {
 
     /// Commits it. `false`: something that it rests on has changed, and nothing was done.
     pub(super) async fn commit(self) -> Result<bool, CatalogError> {
-        self.catalog.send(self.commit).await
+        if self.catalog.send(self.commit).await? {
+            return Ok(true);
+        }
+        match &self.token {
+            Some(token) if !self.catalog.holds(token).await? => Err(CatalogError::Revoked),
+            _ => Ok(false),
+        }
     }
 }
 
@@ -92,7 +115,7 @@ impl Catalog {
 
     /// One that is done once, however often it is sent.
     pub(super) fn draft_with(&self, id: CommitId) -> Draft<'_> {
-        Draft { catalog: self, commit: Commit::new(id) }
+        Draft { catalog: self, commit: Commit::new(id), token: None }
     }
 
     /// Reads keys, as many as there are.
@@ -103,6 +126,23 @@ impl Catalog {
             found.extend(some.iter().cloned().zip(values));
         }
         Ok(found)
+    }
+
+    /// Is a token as it was when it was found good?
+    async fn holds(&self, token: &Judged) -> Result<bool, CatalogError> {
+        let found = self.read(&[keys::token(&token.id)]).await?.pop().and_then(|(_, found)| found);
+        Ok(found.is_some_and(|found| found.version == token.version))
+    }
+
+    /// Asks again about whoever was let in a while ago.
+    ///
+    /// # Errors
+    /// [`CatalogError::Revoked`] when the token with which it came was revoked, or has ended.
+    pub async fn still_good(&self, by: &Actor) -> Result<(), CatalogError> {
+        match &by.token {
+            Some(token) if !self.holds(token).await? => Err(CatalogError::Revoked),
+            _ => Ok(()),
+        }
     }
 
     /// One page of keys.
@@ -140,10 +180,12 @@ impl Catalog {
             match in_time(self.engine().commit(self.home(), commit.clone())).await {
                 Ok(Outcome::Committed(_)) => return Ok(true),
                 Ok(Outcome::Conflict(_)) => return Ok(false),
-                Ok(Outcome::TimerGone) => {
-                    return Err(EngineError::Corrupt("a timer where there was none".into()).into());
+                Ok(Outcome::TimerGone | Outcome::OverQuota(_)) => {
+                    return Err(EngineError::Corrupt("a timer or a quota where there was none".into()).into());
                 }
                 Err(EngineError::Ambiguous(_)) if resent < RESENDS_MAX => resent += 1,
+                // An earlier one may have arrived.
+                Err(EngineError::Unavailable(why)) if resent > 0 => return Err(EngineError::Ambiguous(why).into()),
                 Err(error) => return Err(error.into()),
             }
         }

@@ -1,14 +1,17 @@
 //! The admin API's tokens: only a digest of each is kept.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 
 use super::record::{FORMAT, decode};
 use super::store::Tries;
-use super::{Actor, Catalog, CatalogError, Scope, keys};
+use super::{Actor, Catalog, CatalogError, Judged, Scope, keys};
 use crate::client::random_id;
-use crate::commit::{Millis, now_ms};
+use crate::commit::{Millis, Version, now_ms};
 use crate::tenant::TenantId;
 
 /// The most tokens that there are at a time.
@@ -28,6 +31,30 @@ const PREFIX: &str = "postern_";
 
 /// How long a token's id is; what follows it is the secret.
 const ID_BYTES: usize = 20;
+
+/// How long the answer is remembered whether there are tokens.
+const REMEMBERED_FOR: Duration = Duration::from_secs(1);
+
+/// An answer that is looked for once in [`REMEMBERED_FOR`], however many want it: they wait for the same, errors included.
+#[derive(Default)]
+pub(super) struct Remembered(tokio::sync::Mutex<Option<(Instant, Result<bool, CatalogError>)>>);
+
+impl Remembered {
+    async fn get<F>(&self, look: impl FnOnce() -> F) -> Result<bool, CatalogError>
+    where
+        F: Future<Output = Result<bool, CatalogError>>,
+    {
+        let mut last = self.0.lock().await;
+        match &*last {
+            Some((at, answer)) if at.elapsed() < REMEMBERED_FOR => answer.clone(),
+            _ => {
+                let answer = look().await;
+                *last = Some((Instant::now(), answer.clone()));
+                answer
+            }
+        }
+    }
+}
 
 /// A token, without what makes it one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,13 +85,6 @@ pub struct TokenRecord {
     /// What a later version has added; kept as it is.
     #[serde(flatten)]
     pub more: Map<String, Value>,
-}
-
-impl TokenRecord {
-    /// Whoever comes with it.
-    pub fn actor(&self) -> Actor {
-        Actor { name: self.name.clone(), scope: self.scope, tenant: self.tenant.clone() }
-    }
 }
 
 /// A token that is to be made.
@@ -110,6 +130,11 @@ impl Catalog {
         found.into_iter().filter_map(|(key, value)| Some(decode(&key, &value?.value))).collect()
     }
 
+    /// Are there any? Told as it was [`REMEMBERED_FOR`] ago at most: whoever has no token asks this, as often as they like.
+    pub async fn has_tokens(&self) -> Result<bool, CatalogError> {
+        self.inner.has_tokens.get(|| async { Ok(!self.list(keys::TOKENS, None, 1).await?.keys.is_empty()) }).await
+    }
+
     /// Makes a token. The text is shown once: nothing keeps it.
     pub async fn create_token(&self, by: &Actor, new: NewToken) -> Result<(TokenRecord, String), CatalogError> {
         new.check()?;
@@ -140,7 +165,9 @@ impl Catalog {
         let ttl_ms = record.expires_ms.map(|expires| expires.saturating_sub(now).max(1));
         draft.put(keys::token(&id), &record, ttl_ms)?;
         draft.audit(by, record.tenant.as_ref(), "token.create", &id, None, Some(&told(&record)))?;
-        draft.commit().await?;
+        if !draft.commit().await? {
+            return Err(CatalogError::Conflict("the token could not be made: try again".into()));
+        }
         Ok((record, text))
     }
 
@@ -165,14 +192,28 @@ impl Catalog {
 
     /// The token that this text is; `None`: it is none, or not any more.
     pub async fn token_of(&self, text: &str) -> Result<Option<TokenRecord>, CatalogError> {
+        Ok(self.judge(text).await?.map(|(record, _)| record))
+    }
+
+    /// Whoever comes with this text as a token; `None`: it is none, or not any more.
+    pub async fn actor_of(&self, text: &str) -> Result<Option<Actor>, CatalogError> {
+        Ok(self.judge(text).await?.map(|(TokenRecord { id, name, scope, tenant, .. }, version)| Actor {
+            name,
+            scope,
+            tenant,
+            token: Some(Judged { id, version }),
+        }))
+    }
+
+    async fn judge(&self, text: &str) -> Result<Option<(TokenRecord, Version)>, CatalogError> {
         let Some(id) = text.strip_prefix(PREFIX).and_then(|rest| rest.get(..ID_BYTES)).filter(|id| is_id(id)) else {
             return Ok(None);
         };
-        let record: Option<TokenRecord> = self.draft().get(keys::token(id)).await?;
-        Ok(record.filter(|record| {
+        let found: Option<(TokenRecord, Version)> = self.draft().get_versioned(keys::token(id)).await?;
+        Ok(found.filter(|(record, _)| {
             let alive = record.expires_ms.is_none_or(|expires| now_ms() < expires);
             // Digests of secrets: where they differ tells nothing of the secret.
-            alive && record.digest == digest(text)
+            alive && record.id == id && record.digest == digest(text)
         }))
     }
 }
@@ -188,4 +229,34 @@ fn is_id(id: &str) -> bool {
 
 fn digest(text: &str) -> String {
     Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::engine::EngineError;
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_ask_whether_there_are_tokens_the_engine_is_asked_once_a_second() {
+        let (looked, remembered) = (Cell::new(0), Remembered::default());
+        let look = async |answer: Result<bool, CatalogError>| {
+            looked.set(looked.get() + 1);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            answer
+        };
+        let none = || remembered.get(|| look(Ok(false)));
+        let answers = futures_util::future::join_all((0..100).map(|_| none())).await;
+        assert!(answers.into_iter().all(|answer| !answer.unwrap()));
+        assert_eq!(looked.get(), 1);
+        // What has changed is seen a second later, also that the engine is away.
+        tokio::time::advance(REMEMBERED_FOR).await;
+        assert!(remembered.get(|| look(Ok(true))).await.unwrap());
+        assert!(none().await.unwrap());
+        tokio::time::advance(REMEMBERED_FOR).await;
+        let away = || remembered.get(|| look(Err(EngineError::Unavailable("away".into()).into())));
+        assert!(away().await.is_err() && none().await.is_err());
+        assert_eq!(looked.get(), 3);
+    }
 }

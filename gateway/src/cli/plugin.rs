@@ -3,7 +3,7 @@
 mod logs;
 mod push;
 mod rollout;
-pub mod sign;
+mod sign;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +17,7 @@ use super::output::{cell, json as print_json, line, size, table, time};
 use super::plugin_build::contract;
 use super::remote::{Remote, TenantArgs, part, plain};
 use crate::config::Environment;
+use crate::decision::plugin::digest;
 
 /// What can be done with the plugins of a gateway that runs.
 #[derive(Debug, Subcommand)]
@@ -320,7 +321,7 @@ fn inspect_file(file: &Path, as_json: bool) -> Result<(), Failure> {
         let text = format!("{} does not keep the contract ({}):", file.display(), contract::PACKAGE);
         Failure::Failed(format!("{text}\n  {}\nbuild it with `postern plugin build`", differences.join("\n  ")))
     })?;
-    let digest = sign::digest(&bytes);
+    let digest = digest(&bytes);
     if as_json {
         print_json(
             &json!({ "file": file, "bytes": bytes.len(), "digest": digest, "imports": shape.imports, "exports": shape.exports }),

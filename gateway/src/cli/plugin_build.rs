@@ -60,6 +60,25 @@ pub struct Component {
     pub exports: Vec<String>,
 }
 
+impl Component {
+    /// What a plugin that is made of it may be called: the package's name, as names of plugins are written.
+    pub fn plugin_name(&self) -> String {
+        self.name.to_ascii_lowercase().replace(['_', '.'], "-")
+    }
+
+    /// What it can do for a tenant: `authorizer`, `router` or `handler`.
+    pub fn role(&self) -> &'static str {
+        let exports = |interface: &str| self.exports.iter().any(|export| export.contains(interface));
+        if exports("/authorization@") {
+            "authorizer"
+        } else if exports("/routing@") {
+            "router"
+        } else {
+            "handler"
+        }
+    }
+}
+
 /// Why there is no component.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {

@@ -40,6 +40,9 @@ pub struct RemoteArgs {
     /// Send the token without TLS to a gateway that is not on this machine.
     #[arg(long)]
     pub insecure_http: bool,
+    /// Trust the certificate authorities in this file (PEM) instead of the system's, over https [env: POSTERN_CA_FILE].
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<std::path::PathBuf>,
     /// Print JSON, errors included.
     #[arg(long)]
     pub json: bool,
@@ -102,7 +105,8 @@ impl Remote {
             }
             None => set("POSTERN_ADMIN_TOKEN"),
         };
-        Ok(Remote { link: Link::new().map_err(Failure::Failed)?, base, token, json: args.json })
+        let ca_file = args.ca_file.clone().or_else(|| set("POSTERN_CA_FILE").map(Into::into));
+        Ok(Remote { link: Link::new(ca_file).map_err(Failure::Failed)?, base, token, json: args.json })
     }
 
     /// As [`new`](Remote::new), with the tenant: the one that is named, or the token's own.
@@ -209,7 +213,9 @@ impl Remote {
     fn unreachable(&self, error: &LinkError) -> Failure {
         let advice = match error {
             LinkError::Dial(_) => "is it running there? Say where it is with --url or POSTERN_URL",
-            LinkError::Tls(_) => "SSL_CERT_FILE can name a file of further authorities to trust",
+            LinkError::Tls(_) => {
+                "if its certificate is of an authority of your own, name that one's file with --ca-file or POSTERN_CA_FILE"
+            }
             LinkError::Timeout(_) | LinkError::Broken(_) => "look whether it was done before you try again",
         };
         self.failure(
@@ -275,7 +281,7 @@ fn may_be_called(uri: &Uri, insecure_http: bool) -> Result<(), Failure> {
 fn advice(code: &str, has_token: bool) -> &'static str {
     match code {
         "unauthorized" if !has_token => {
-            "put a token into POSTERN_ADMIN_TOKEN; an operator makes one with `postern admin token create`"
+            "POSTERN_ADMIN_TOKEN is not set in this shell: it is what the gateway was started with, or a token that an operator made with `postern admin token create`"
         }
         "unauthorized" => {
             "the token in POSTERN_ADMIN_TOKEN may be of another gateway, be over or be revoked: ask an operator for a new one"

@@ -14,9 +14,9 @@ const TTL_S_MAX: u64 = 10 * 366 * 86_400;
 /// For whom, and saying what.
 #[derive(Debug, Clone, Args)]
 pub struct TokenArgs {
-    /// Whose client it is.
+    /// Whose client it is [env: POSTERN_TENANT].
     #[arg(long, value_name = "TENANT")]
-    pub tenant: String,
+    pub tenant: Option<String>,
     /// The client's subject.
     #[arg(long, value_name = "SUBJECT")]
     pub sub: String,
@@ -55,7 +55,10 @@ pub struct Issued {
 /// # Errors
 /// What is wrong with the arguments or with the tenant's file; no key to sign with.
 pub fn token(args: &TokenArgs, env: &dyn Environment, now_s: u64) -> Result<Issued, Failure> {
-    let name = TenantId::parse(&args.tenant).map_err(|error| Failure::Usage(error.to_string()))?;
+    let named = args.tenant.clone().or_else(|| env.get("POSTERN_TENANT").filter(|name| !name.is_empty()));
+    let named =
+        named.ok_or_else(|| Failure::Usage("say whose client it is: --tenant NAME (or POSTERN_TENANT)".into()))?;
+    let name = TenantId::parse(&named).map_err(|error| Failure::Usage(error.to_string()))?;
     let tenant = tenant(args, env, &name)?;
 
     let (key, secret) = signing_key(&tenant, args.key.as_deref())?;
@@ -72,7 +75,11 @@ fn tenant(args: &TokenArgs, env: &dyn Environment, name: &TenantId) -> Result<Te
     let Some(variable) = &args.secret_env else {
         let given = [("config", &args.config), ("tenants", &args.tenants)];
         let flags: Flags = given.into_iter().filter_map(|(flag, value)| Some((flag, value.clone()?))).collect();
-        return config::load_tenant(&flags, env, name).map_err(|mistakes| Failure::Usage(mistakes.to_string()));
+        return config::load_tenant(&flags, env, name).map_err(|mistakes| {
+            Failure::Usage(format!(
+                "{mistakes}\na tenant of the admin API has no file here: give its secret with --secret-env"
+            ))
+        });
     };
     let secret = env.get(variable).filter(|secret| !secret.is_empty());
     let secret = secret
@@ -177,7 +184,7 @@ mod tests {
     #[test]
     fn a_secret_of_the_environment_signs_for_a_tenant_without_a_file() {
         let args = |variable: &str| TokenArgs {
-            tenant: "acme".into(),
+            tenant: Some("acme".into()),
             sub: "asha".into(),
             claims: Vec::new(),
             ttl: 60,

@@ -24,6 +24,10 @@ pub(super) fn limits(section: Option<Section<'_>>, report: &mut Report) -> Limit
     given.integer("connections", 1..=10_000_000, &mut limits.connections, report);
     given.integer("message_bytes", KIB..=64 * MIB, &mut limits.message_bytes, report);
     given.integer("rooms_per_connection", 1..=65_536, &mut limits.rooms_per_connection, report);
+    given.integer("rooms", 1..=10_000_000, &mut limits.rooms, report);
+    given.integer("state_bytes", 0..=1 << 40, &mut limits.stored.state_bytes, report);
+    given.integer("state_keys", 0..=1_000_000_000, &mut limits.stored.state_keys, report);
+    given.integer("timers", 0..=100_000_000, &mut limits.stored.timers, report);
     given.integer("outbox_bytes", 64 * KIB..=1_024 * MIB, &mut limits.outbox_bytes, report);
     given.integer("recovery_window_ms", 100..=140_000, &mut limits.recovery_window_ms, report);
     given.integer("outbox_messages", 16..=1_048_576, &mut limits.outbox_messages, report);

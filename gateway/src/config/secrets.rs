@@ -27,6 +27,12 @@ pub fn without_secrets(value: &Value) -> Value {
             Value::Object(members.iter().map(shown).collect())
         }
         Value::Array(items) => Value::Array(items.iter().map(without_secrets).collect()),
+        // Settings of plugins that are tables or arrays are kept as JSON in a text.
+        Value::String(text) if text.starts_with(['{', '[']) => match serde_json::from_str::<Value>(text) {
+            Ok(inner) if without_secrets(&inner) == inner => value.clone(),
+            Ok(inner) => without_secrets(&inner).to_string().into(),
+            Err(_) => value.clone(),
+        },
         Value::String(text) => public_address(text).map_or_else(|| value.clone(), Value::from),
         other => other.clone(),
     }

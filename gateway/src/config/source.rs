@@ -315,19 +315,23 @@ impl<'a> Given<'a> {
         number.map(Some)
     }
 
-    /// A text, number or truth, as text.
-    pub(super) fn scalar(&self, report: &mut Report) -> Option<String> {
-        match &self.value {
+    /// What `config.get` answers: a text as it is, everything else as JSON.
+    pub(super) fn setting(&self, report: &mut Report) -> Option<String> {
+        let text = match &self.value {
             Value::Text(text) => Some(text.clone()),
             Value::Toml(DeValue::String(text)) => Some(text.to_string()),
-            Value::Toml(DeValue::Integer(number)) if number.radix() == 10 => Some(number.as_str().into()),
-            Value::Toml(DeValue::Float(number)) => Some(number.as_str().into()),
-            Value::Toml(DeValue::Boolean(truth)) => Some(truth.to_string()),
-            Value::Toml(_) => {
-                self.wrong("must be a text, a decimal number, true or false", report);
-                None
+            // As it is written, with all its digits, where that is JSON.
+            Value::Toml(DeValue::Float(number))
+                if serde_json::from_str::<serde_json::Number>(number.as_str()).is_ok() =>
+            {
+                Some(number.as_str().into())
             }
+            Value::Toml(value) => json(value).map(|json| json.to_string()),
+        };
+        if text.is_none() {
+            self.wrong("must be something that JSON has, here and within: no date, no inf, no nan, 64 bits", report);
         }
+        text
     }
 
     pub(super) fn items(&self, report: &mut Report) -> Vec<Given<'a>> {
@@ -350,6 +354,22 @@ impl<'a> Given<'a> {
         };
         Some(Section { text: self.text, table, at: self.at.clone(), known: Vec::new() })
     }
+}
+
+/// The same in JSON, if it has that.
+fn json(value: &DeValue<'_>) -> Option<serde_json::Value> {
+    Some(match value {
+        DeValue::String(text) => text.as_ref().into(),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok()?.into(),
+        DeValue::Float(number) => serde_json::Number::from_f64(number.as_str().parse().ok()?)?.into(),
+        DeValue::Boolean(truth) => (*truth).into(),
+        DeValue::Datetime(_) => return None,
+        DeValue::Array(items) => items.iter().map(|item| json(item.get_ref())).collect::<Option<Vec<_>>>()?.into(),
+        DeValue::Table(table) => {
+            let members = table.iter().map(|(name, value)| Some((name.get_ref().to_string(), json(value.get_ref())?)));
+            members.collect::<Option<serde_json::Map<_, _>>>()?.into()
+        }
+    })
 }
 
 /// Reads a file of bounded size; the error says why not.

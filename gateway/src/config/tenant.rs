@@ -346,5 +346,5 @@ fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern
 }
 
 fn texts(given: &Section<'_>, report: &mut Report) -> BTreeMap<String, String> {
-    given.iter().filter_map(|(name, value)| Some((name.to_owned(), value.scalar(report)?))).collect()
+    given.iter().filter_map(|(name, value)| Some((name.to_owned(), value.setting(report)?))).collect()
 }

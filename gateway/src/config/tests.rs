@@ -146,7 +146,7 @@ fn all_mistakes_of_all_files_are_reported_at_once_with_their_places() {
              redis+cluster://[user:password@]host[:port],…, or rediss instead of redis for TLS",
         "environment: CORS_ORIGIN: must be `*` or an origin",
         "command line: --log: must be a log filter",
-        "postern.toml:1: prot: there is no setting `prot` here; there are admin_token, data_dir, ",
+        "postern.toml:1: prot: there is no setting `prot` here; there are admin, admin_token, ",
         "postern.toml:3: ping_interval_ms: must be an integer from 100 to 600000, not 1",
         "postern.toml:4: default_tenant: a tenant's name is",
         "postern.toml:5: durability: must be \"immediate\" or \"relaxed\", not \"maybe\"",
@@ -253,12 +253,31 @@ fn what_cannot_stand_in_a_tenant_file_is_explained() {
         ),
         ("", "[[plugins]]\nname = \"x\"\nrole = \"authorizer\"\ncomponent = \"plugin.wasm\"", &["a second authorizer"]),
         ("", "events = [\"a\"]", &["plugins[0].events: only a handler has events"]),
-        ("", "settings = { a = [1] }", &["plugins[0].settings.a", "must be a text"]),
+        ("", "settings = { a = [1, { b = inf }] }", &["plugins[0].settings.a", "that JSON has", "an array"]),
+        ("", "settings = { a = 2026-11-22 }", &["plugins[0].settings.a", "no date"]),
     ] {
         assert_says(&mistake(&tenant_text(before, after)), parts);
     }
     let files = Files::with_tenant("other", &tenant_text("", ""));
     assert_says(&files.load(&[], &[]).unwrap_err()[0], &["other.toml:1: name: must be \"other\"", "not \"acme\""]);
+}
+
+#[test]
+fn a_setting_that_is_no_text_is_handed_to_the_plugin_as_json() {
+    let written = "[plugins.settings]\ntext = \"a [b]\"\nnumber = 0x10\nlarge = 1_000\nreal = 1.5\ntruth = true\n\
+                   list = [1, \"two\", [3.5, false]]\ncolors = { a = 1, \"b c\" = { d = [] } }\n";
+    let settings = tenant(&tenant_text("", written)).plugins.remove(0).settings;
+    for (name, text) in [
+        ("text", "a [b]"),
+        ("number", "16"),
+        ("large", "1000"),
+        ("real", "1.5"),
+        ("truth", "true"),
+        ("list", r#"[1,"two",[3.5,false]]"#),
+        ("colors", r#"{"a":1,"b c":{"d":[]}}"#),
+    ] {
+        assert_eq!(settings[name], text);
+    }
 }
 
 /// A tenant file with these keys.
@@ -517,6 +536,24 @@ fn signature_keys_are_read_in_both_forms_and_mistakes_are_named() {
     ] {
         assert_says(&mistake(&tenant_text("", &keys)), parts);
     }
+}
+
+#[test]
+fn what_tenants_may_do_over_the_admin_api_is_read() {
+    let files = Files::with_tenant("acme", &tenant_text("", ""));
+    assert_eq!(files.load(&[], &[]).unwrap().admin, AdminLimits::default());
+    let path = files.path("postern.toml").display().to_string();
+    files.put(
+        "postern.toml",
+        "[admin]\nchanges_per_minute = 7\nuploads_per_hour = 5\ncomponent_bytes_per_tenant = 1048576\n",
+    );
+    let admin = files.load(&[("config", &path)], &[]).unwrap().admin;
+    assert_eq!((admin.changes_per_minute.get(), admin.uploads_per_hour.get()), (7, 5));
+    assert_eq!(admin.component_bytes_per_tenant, 1 << 20);
+    files.put("postern.toml", "[admin]\nuploads_per_hour = 0\nuploads = 3\n");
+    let mistakes = files.load(&[("config", &path)], &[]).unwrap_err();
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    assert!(mistakes[0].contains("admin.uploads_per_hour: must be an integer from 1 to 100000"), "{mistakes:?}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::plugin::Transaction;
-use super::{Decisions, Undecided, engine_unavailable};
+use super::{Undecided, engine_unavailable};
 use crate::client::TokenMark;
 use crate::commit::{CommitId, StateKey, Write};
 use crate::engine::COMMIT_ID_KEPT_MS;
@@ -20,7 +20,6 @@ const OWNER: &str = "_once";
 pub struct Once {
     key: StateKey,
     request: String,
-    pub(super) id: CommitId,
 }
 
 /// What is left of a request that was done.
@@ -28,6 +27,8 @@ pub struct Once {
 pub(super) struct Done {
     /// Stands for the request.
     request: String,
+    /// The commit that did it.
+    pub(super) commit: CommitId,
     /// What it was answered.
     #[serde(default)]
     pub(super) reply: Option<Payload>,
@@ -38,10 +39,7 @@ impl Once {
     /// refused meanwhile.
     pub fn new(sender: &str, name: &str, request: &[u8]) -> Once {
         let name = TokenMark::digest_of(&format!("{sender}\n{name}"));
-        let request = digest(request);
-        // Two requests of one name at the same time are two commits, so that one of them is told.
-        let id = CommitId::from(&*format!("once-{name}-{request}"));
-        Once { key: StateKey::of(OWNER, &name), request, id }
+        Once { key: StateKey::of(OWNER, &name), request: digest(request) }
     }
 
     /// What came of it, if it was done. That it was not becomes part of what the commit rests on.
@@ -58,18 +56,9 @@ impl Once {
         }
     }
 
-    /// What it was answered, once it is committed: the same request may have been sent twice at the same time, and
-    /// only one of them was applied. `own`: what this one would answer.
-    pub(super) async fn answered(&self, decisions: &Decisions, own: Option<Payload>) -> Option<Payload> {
-        let read = decisions.engine.read(&decisions.tenant, std::slice::from_ref(&self.key)).await;
-        let record = read.ok().and_then(|found| found.into_iter().flatten().next());
-        let done: Option<Done> = record.and_then(|record| serde_json::from_slice(&record.value).ok());
-        done.filter(|done| done.request == self.request).map_or(own, |done| done.reply)
-    }
-
     /// The record that goes with its commit.
-    pub(super) fn record(&self, reply: Option<Payload>) -> (StateKey, Write) {
-        let done = Done { request: self.request.clone(), reply };
+    pub(super) fn record(&self, commit: CommitId, reply: Option<Payload>) -> (StateKey, Write) {
+        let done = Done { request: self.request.clone(), commit, reply };
         // Texts and bytes can always be written.
         let value = serde_json::to_vec(&done).unwrap_or_default();
         (self.key.clone(), Write::Put { value: value.into(), ttl_ms: Some(COMMIT_ID_KEPT_MS) })

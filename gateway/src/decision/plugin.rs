@@ -44,7 +44,7 @@ use instance::Prepared;
 use metering::Metering;
 use share::Share;
 use usage::Account;
-use warm::WarmPool;
+use warm::{IdlePlaces, WarmPool};
 
 pub use breaker::{BreakerSnapshot, BreakerState};
 pub use failure::{CallError, Failure, FailureKind, Hook, MESSAGE_BYTES_MAX, REFUSAL_CODE_BYTES_MAX};
@@ -54,9 +54,9 @@ pub use journal::{
 use load::{Cache, code_hash};
 pub use load::{
     Checked, CodeCache, CompileOrders, Compiler, LoadError, Signature, SignatureError, Surface, UploadPolicy,
-    compile_worker, inspect, own_program, public_key, sign, verify,
+    compile_worker, digest, inspect, own_program, public_key, sign, verify,
 };
-pub use transaction::{Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
+pub use transaction::{Author, Invocation, PRESENCE_CONNECTIONS_MAX, PRESENCE_ROOMS_MAX, Parts, Transaction};
 pub use usage::PluginUsage;
 
 use crate::commit::{Grant, Millis};
@@ -64,9 +64,6 @@ use crate::tenant::{Pattern, Role, TenantId};
 
 /// The most handlers that a router may name for one event.
 pub const ROUTE_HANDLERS_MAX: usize = 64;
-
-/// Of the pool's instances one in so many may idle; the others are for calls.
-const IDLE_SHARE: usize = 4;
 
 /// Changes of breakers that are kept for whoever follows them; a slow one misses the oldest and looks at
 /// [`Plugin::breakers`] instead.
@@ -151,7 +148,7 @@ pub struct Host {
     gate: Arc<Gate>,
     pool: Arc<Semaphore>,
     /// Places for instances that idle.
-    idle: Arc<Semaphore>,
+    idle: Arc<IdlePlaces>,
     /// Who compiles, and who looks at an upload.
     compilations: Arc<Semaphore>,
     /// Who reads and prepares code that is compiled.
@@ -193,7 +190,7 @@ impl Host {
             runtime: Mutex::new(Some(runtime)),
             gate: Gate::new(threads),
             pool: Arc::new(Semaphore::new(settings.instances as usize)),
-            idle: Arc::new(Semaphore::new(settings.instances as usize / IDLE_SHARE)),
+            idle: Arc::new(IdlePlaces::new(settings.instances as usize)),
             compilations: Arc::new(Semaphore::new(settings.compilations.max(1))),
             loads: Arc::new(Semaphore::new(LOADS)),
             code_hash,
@@ -222,7 +219,7 @@ impl Host {
             return share;
         }
         tenants.shares.retain(|_, share| share.strong_count() > 0);
-        let share = Share::new(tenants.journal(tenant));
+        let share = Share::new(tenants.journal(tenant), self.idle.of_tenant());
         tenants.shares.insert(tenant.clone(), Arc::downgrade(&share));
         share
     }

@@ -21,6 +21,7 @@ use crate::commit::{Cursor, Effect, Entry, Grant, Position, Publication, Revoked
 use crate::drain::Tasks;
 use crate::engine::{Feed, Follower, Health, Registration};
 use crate::event::Payload;
+use crate::quota::RoomsHere;
 use crate::room::Room;
 use crate::telemetry::labels;
 use crate::tenant::TenantId;
@@ -123,6 +124,17 @@ impl Tokens {
     }
 }
 
+/// What delivery needs of its tenant.
+#[derive(Debug)]
+pub struct People {
+    /// Members of rooms of these types are told who comes and goes.
+    pub presence_events: Arc<[String]>,
+    /// Where deliveries are counted.
+    pub traffic: Arc<Traffic>,
+    /// The rooms that have members here: kept as memberships change.
+    pub here: Arc<RoomsHere>,
+}
+
 /// The connections of a tenant on this node.
 #[derive(Debug)]
 pub struct Census {
@@ -172,16 +184,16 @@ impl Rooms {
         follower: Follower,
         health: watch::Receiver<Health>,
         connections_max: usize,
-        presence_events: Arc<[String]>,
-        traffic: Arc<Traffic>,
+        people: People,
         tasks: &Tasks,
     ) -> Rooms {
+        let People { presence_events, traffic, here } = people;
         let (commands, mailbox) = mpsc::channel(COMMANDS_MAX + connections_max);
         let (applied_sender, applied) = watch::channel(follower.position);
         let (resets_sender, resets) = watch::channel(0);
         let stopping = tasks.stopping().clone();
         let outage = Outage { health, told: None };
-        let state = State { announcer: Announcer::new(presence_events), traffic, ..State::default() };
+        let state = State { announcer: Announcer::new(presence_events), traffic, here, ..State::default() };
         let task = Task { tenant, state, applied: applied_sender, resets: resets_sender, outage };
         tasks.spawn(async move {
             // Stopping drops the task between two batches at the earliest: nothing is half handed out.
@@ -392,6 +404,7 @@ struct State {
     /// Outboxes with something to flush at the end of the batch.
     touched: Vec<Arc<Outbox>>,
     traffic: Arc<Traffic>,
+    here: Arc<RoomsHere>,
 }
 
 struct Member {
@@ -501,7 +514,12 @@ impl State {
     fn enter(&mut self, id: &ConnectionId, room: &Room) {
         if let Some(member) = self.connections.get_mut(id) {
             member.rooms.insert(room.clone());
-            self.rooms.entry(room.clone()).or_default().insert(id.clone(), member.local.clone());
+            let here = &self.here;
+            let members = self.rooms.entry(room.clone()).or_insert_with(|| {
+                here.add(room);
+                HashMap::new()
+            });
+            members.insert(id.clone(), member.local.clone());
         }
     }
 
@@ -549,6 +567,7 @@ impl State {
             members.remove(id);
             if members.is_empty() {
                 self.rooms.remove(room);
+                self.here.remove(room);
             }
         }
     }

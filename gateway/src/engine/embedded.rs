@@ -11,6 +11,7 @@
 //! Dropping the engine ends its feeds and waits for the thread, which finishes what was asked.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,17 +32,19 @@ use self::writer::{BuryJob, CommitJob, Job, QUEUED_JOBS_MAX, Writer};
 use super::log::Limits;
 use super::{
     DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
-    Registration, TIMER_LEASE_MS,
+    Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
 };
 use crate::client::ConnectionId;
 use crate::commit::{
     Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
 };
+use crate::quota::Stored;
 use crate::room::Room;
 use crate::tenant::TenantId;
 
 mod feed;
 mod presence;
+mod quota;
 mod store;
 mod stream;
 mod writer;
@@ -318,6 +321,10 @@ impl Engine for EmbeddedEngine {
         .await
     }
 
+    async fn stored(&self, tenant: &TenantId) -> Result<Stored, EngineError> {
+        self.shared.store.stored(tenant).map_err(engine_error)
+    }
+
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
         let now = self.now();
         self.aside(move |shared| {
@@ -393,6 +400,35 @@ impl Engine for EmbeddedEngine {
 
     async fn reap(&self, _orphan: &Orphan, _timers: Vec<(TimerKey, TimerChange)>) -> Result<bool, EngineError> {
         Ok(false)
+    }
+
+    async fn take_seat(
+        &self,
+        tenant: &TenantId,
+        seat: &Seat,
+        limits: SeatLimits,
+        instead_of: Option<&ConnectionId>,
+    ) -> Result<Seating, EngineError> {
+        Ok(self.shared.streams.of(tenant).quota.lock().take(seat, limits, instead_of))
+    }
+
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
+        let stream = self.shared.streams.of(tenant);
+        let mut quota = stream.quota.lock();
+        kept.iter().for_each(|seat| quota.keep(seat));
+        given_back.iter().for_each(|seat| quota.give_back(seat));
+        Ok(())
+    }
+
+    async fn take_tokens(
+        &self,
+        tenant: &TenantId,
+        bucket: &str,
+        per_minute: NonZeroU32,
+        wanted: NonZeroU32,
+    ) -> Result<Tokens, EngineError> {
+        let now = self.now();
+        Ok(self.shared.streams.of(tenant).quota.lock().take_tokens(bucket, per_minute, wanted, now))
     }
 
     fn report(&self, stat: NodeStat) {

@@ -16,6 +16,7 @@ mod link;
 mod memory;
 mod nodes;
 mod probe;
+mod quota;
 mod registry;
 mod router;
 mod script;
@@ -26,6 +27,7 @@ mod timers;
 pub(crate) mod url;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,13 +51,14 @@ use self::sizes::Sizes;
 use self::url::{Kind, Target};
 use super::{
     DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, NodeStat, Orphan,
-    Outcome, Range, Registration, TIMER_LEASE_MS,
+    Outcome, Range, Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
 };
 use crate::client::ConnectionId;
 use crate::commit::{
     Commit, CommitId, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey,
     Version, Versioned, now_ms,
 };
+use crate::quota::Stored;
 use crate::room::Room;
 use crate::tenant::TenantId;
 
@@ -67,6 +70,9 @@ const SESSION_NAME_BYTES_MAX: usize = 256;
 
 /// Keys of one page, at most.
 const KEY_PAGE_MAX: usize = 1_000;
+
+/// Values whose time has passed that are forgotten at most when totals are asked for.
+const EXPIRED_PER_LOOK: usize = 1_000;
 
 /// What may be set.
 #[derive(Debug, Clone)]
@@ -371,6 +377,20 @@ impl Engine for RedisEngine {
         }
     }
 
+    async fn stored(&self, tenant: &TenantId) -> Result<Stored, EngineError> {
+        let keys = TenantKeys::of(tenant);
+        let (partition, limit) = (keys.partition().prefix(), EXPIRED_PER_LOOK.to_string());
+        let link = self.router.to_tenant(tenant).link().await?;
+        let arguments = [keys.base().as_bytes(), partition.as_bytes(), limit.as_bytes()];
+        let answer = script::TOTALS.run(&mut link.connection(), &[&keys.meta()], &arguments).await;
+        let Value::Array(totals) = answer.map_err(|e| link.read_error(&e))? else {
+            return Err(EngineError::Corrupt("totals were not answered with a list".into()));
+        };
+        let mut totals = totals.into_iter().map(number);
+        let mut next = || totals.next().unwrap_or_else(|| Err(EngineError::Corrupt("a total is missing".into())));
+        Ok(Stored { state_bytes: next()?, state_keys: next()?, timers: next()? })
+    }
+
     async fn claim_timers(&self, limit: usize) -> Result<Vec<DueTimer>, EngineError> {
         let own = self.nodes.partitions();
         timers::claim(&self.router, &self.sweeps.due(own), self.options.timer_lease_ms, limit).await
@@ -470,6 +490,30 @@ impl Engine for RedisEngine {
         }
     }
 
+    async fn take_seat(
+        &self,
+        tenant: &TenantId,
+        seat: &Seat,
+        limits: SeatLimits,
+        instead_of: Option<&ConnectionId>,
+    ) -> Result<Seating, EngineError> {
+        quota::take_seat(&self.nodes, tenant, seat, limits, instead_of).await
+    }
+
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
+        quota::keep_seats(&self.nodes, tenant, kept, given_back).await
+    }
+
+    async fn take_tokens(
+        &self,
+        tenant: &TenantId,
+        bucket: &str,
+        per_minute: NonZeroU32,
+        wanted: NonZeroU32,
+    ) -> Result<Tokens, EngineError> {
+        quota::take_tokens(&self.nodes, tenant, bucket, per_minute, wanted).await
+    }
+
     fn report(&self, stat: NodeStat) {
         self.nodes.report(stat);
     }
@@ -557,6 +601,12 @@ fn parse_member(member: &str) -> Result<Member, EngineError> {
 
 fn text(value: Value) -> Result<String, EngineError> {
     ::redis::from_redis_value(value).map_err(|_| EngineError::Corrupt("Redis answered no text".into()))
+}
+
+/// Reads a whole number that a script wrote as text.
+fn number(value: Value) -> Result<u64, EngineError> {
+    let text = text(value)?;
+    text.parse().map_err(|_| EngineError::Corrupt(format!("Redis answered {text:?} where a number was expected")))
 }
 
 fn no_digest(digest: &str) -> EngineError {

@@ -9,6 +9,7 @@ mod keys;
 mod logs;
 mod plugins;
 mod query;
+mod rates;
 mod revocations;
 mod route;
 mod tenants;
@@ -99,6 +100,10 @@ async fn done(
     let named = matches!(route.need, Need::Read | Need::Change) || !names.tenant.is_empty();
     let tenant = if named { Some(tenant(&names.tenant)?) } else { None };
     token::permit(&actor, route.need, tenant.as_ref())?;
+    if route.need == Need::Change {
+        let what = if route.call == Call::Upload { rates::Counted::Uploads } else { rates::Counted::Changes };
+        rates::count(&gateway.config.admin, &actor, what)?;
+    }
     let stay = request.extensions().get::<Stay>().cloned();
     let query = Query::read(request.uri().query());
     let (head, body) = request.into_parts();

@@ -50,7 +50,8 @@ struct Asked {
     /// Who asks: the key's id.
     by: Arc<str>,
     method: Method,
-    path: String,
+    /// Path and query.
+    target: String,
     /// What the path names: a connection, a user or a room.
     name: String,
     query: BTreeMap<String, String>,
@@ -87,7 +88,7 @@ impl Asked {
             return Err(Denied::invalid(text));
         }
         let name = name.to_str().map_err(|_| Denied::invalid("Idempotency-Key must be printable ASCII"))?;
-        let mut request = format!("{} {}\n", self.method, self.path).into_bytes();
+        let mut request = format!("{} {}\n", self.method, self.target).into_bytes();
         request.extend_from_slice(body);
         Ok(Some(Once::new(&self.by, name, &request)))
     }
@@ -144,14 +145,14 @@ async fn done(
     name: String,
     request: Request<Incoming>,
 ) -> Result<Answer, Denied> {
-    let by = key::permitted(tenant, route, request.headers())?;
+    let by = key::permitted(&*gateway.engine, tenant, route, request.headers()).await?;
     let query = upgrade::query_parameters(request.uri().query()).into_iter().collect();
     let (head, body) = request.into_parts();
     let asked = Asked {
         gateway: gateway.clone(),
         tenant: tenant.clone(),
         by,
-        path: head.uri.path().to_owned(),
+        target: head.uri.path_and_query().map_or("", |target| target.as_str()).to_owned(),
         method: head.method,
         name,
         query,

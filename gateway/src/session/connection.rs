@@ -123,9 +123,9 @@ pub(super) async fn applied(gateway: &Arc<Gateway>, tenant: &Arc<LiveTenant>, de
 
 const NO_TOKEN: &str = "no token: send it as auth.token, as Authorization: Bearer, or as ?token=";
 
-type Refused = (Close, Refusal);
+pub(super) type Refused = (Close, Refusal);
 
-fn refused(close: Close, message: impl Into<String>) -> Refused {
+pub(super) fn refused(close: Close, message: impl Into<String>) -> Refused {
     (close, Refusal::new(close.word(), message))
 }
 
@@ -149,44 +149,25 @@ impl Session {
             let max = tenant.settings().limits.connections;
             refused(close, format!("the tenant has {max} connections on this node (setting limits.connections)"))
         })?;
+        let id = ConnectionId::random();
         if self.user.is_none() {
-            let slot = match tenant.user_slot(&identity.subject, false) {
-                None if self.comes_back(&tenant, &identity, auth).await => tenant.user_slot(&identity.subject, true),
-                slot => slot,
-            };
-            let Some(slot) = slot else {
-                let max = tenant.settings().limits.connections_per_user;
-                let text = format!("a user may have {max} connections (setting limits.connections_per_user)");
-                return Err(refused(Close::ConnectionLimit, text));
-            };
-            self.user = Some(slot);
+            self.user = Some(self.admitted_user(&tenant, &identity, &id, auth).await?);
         } else if self.user.as_ref().is_some_and(|user| *user.subject() != identity.subject) {
             return Err(refused(Close::Unauthorized, "one connection speaks for one user in all its namespaces"));
         }
         // A key that is revoked while the client comes in has let nobody in.
         self.tenant_revision = 0;
-        let connected = self.admit(&tenant, identity, namespace, auth).await;
+        let connected = self.admit(&tenant, identity, id, namespace, auth).await;
         if connected.is_err() && self.connections.is_empty() {
             self.user = None;
         }
         connected
     }
 
-    /// Is there a session of this user to which the client comes back?
-    async fn comes_back(&self, tenant: &LiveTenant, identity: &Identity, auth: Option<&str>) -> bool {
-        let claimed = match self.language.has_offsets() {
-            true => Claim::of_auth(auth).map(|claim| claim.session),
-            false => self.hello.claim.as_ref().map(|claim| claim.session.clone()),
-        };
-        let Some(session) = claimed else { return false };
-        let record = self.gateway.engine.session(&tenant.id, &session).await;
-        matches!(record, Ok(Some(record)) if record.subject == identity.subject)
-    }
-
     async fn identify(&self, auth: Option<&str>) -> Result<(Arc<LiveTenant>, Identity), Refused> {
         let auth: serde_json::Value = auth.and_then(|auth| serde_json::from_str(auth).ok()).unwrap_or_default();
         let token = auth.get("token").and_then(|token| token.as_str()).or(self.hello.token.as_deref());
-        let token = token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token));
+        let token = token.map(|token| token.strip_prefix("Bearer ").unwrap_or(token)).filter(|token| !token.is_empty());
         let tenant = match (&self.tenant, token) {
             (Some(tenant), _) => Some(tenant.clone()),
             (None, Some(token)) => peek_tenant(token).and_then(|name| self.gateway.tenant(&name)),
@@ -195,8 +176,12 @@ impl Session {
         let tenant = tenant.or_else(|| self.gateway.tenant(self.gateway.config.default_tenant.as_ref()?.as_str()));
         let Some(tenant) = tenant else {
             let text = match token {
-                Some(_) => "the token has no `tenant` claim that names a tenant here; or connect to /t/{tenant}/…",
-                None => NO_TOKEN,
+                Some(token) => match peek_tenant(token) {
+                    // As far as it goes it is the client's own word.
+                    Some(name) => format!("the token's `tenant` claim says {name:?}: there is no such tenant here"),
+                    None => "the token has no `tenant` claim that can be read; or connect to /t/{tenant}/…".to_owned(),
+                },
+                None => NO_TOKEN.to_owned(),
             };
             return Err(refused(Close::Unauthorized, text));
         };
@@ -228,6 +213,7 @@ impl Session {
         &mut self,
         tenant: &Arc<LiveTenant>,
         identity: Identity,
+        id: ConnectionId,
         namespace: &Arc<str>,
         auth: Option<&str>,
     ) -> Result<(), Refused> {
@@ -235,10 +221,11 @@ impl Session {
             true => Claim::of_auth(auth),
             false => self.hello.claim.take(),
         };
+        let client = Client { connection: id, identity, namespace: namespace.clone() };
         // Nothing of its own rooms comes before the welcome, and nothing live before what was missed.
         self.outbox.hold();
         let mut attached = false;
-        let admitted = Box::pin(self.admit_held(tenant, identity, namespace, claim, &mut attached)).await;
+        let admitted = Box::pin(self.admit_held(tenant, client, claim, &mut attached)).await;
         match &admitted {
             Err((close, _)) if attached && *close == Close::EngineUnavailable => {
                 // It may have arrived, and would take what came live for all that there was, and come back from there. Its
@@ -260,21 +247,19 @@ impl Session {
     async fn admit_held(
         &mut self,
         tenant: &Arc<LiveTenant>,
-        identity: Identity,
-        namespace: &Arc<str>,
+        client: Client,
         claim: Option<Claim>,
         was_attached: &mut bool,
     ) -> Result<bool, Refused> {
         let rooms = tenant.rooms(&self.gateway).await.map_err(|error| unavailable(error.to_string()))?;
-        let expires = expiry(&identity);
-        let client = Client { connection: ConnectionId::random(), identity, namespace: namespace.clone() };
+        let expires = expiry(&client.identity);
         let mut back = self.look_back(tenant, &client, claim).await?;
         let session: Arc<str> = back.past().map_or_else(|| random_id().into(), |past| past.record.session.clone());
         let local = Arc::new(Local {
             id: client.connection.clone(),
             session: session.clone(),
             subject: client.identity.subject.clone(),
-            namespace: namespace.clone(),
+            namespace: client.namespace.clone(),
             outbox: self.outbox.clone(),
             dialect: self.language.dialect(),
             grants: Mutex::new(HashMap::new()),
@@ -293,7 +278,7 @@ impl Session {
             session: session.clone(),
             connection: client.connection.clone(),
             subject: client.identity.subject.clone(),
-            namespace: namespace.clone(),
+            namespace: client.namespace.clone(),
             claims: client.identity.claims.clone(),
             rooms: BTreeMap::new(),
             ttl_ms: tenant.settings().limits.recovery_window_ms,

@@ -2,7 +2,9 @@
 //
 //   {"do":"connect","name":"asha","url":"http://127.0.0.1:3000","path":"/socket.io/","namespace":"/",
 //    "auth":{},"query":{},"headers":{},"transports":["websocket"],"reconnection":false,"timeout_ms":5000}
-//        waits → connect {name,id,recovered,transport} | connect_error {name,message,data}
+//        waits → connect {name,id,recovered,transport} | connect_error {name,message,data,active}
+//        further: "auths":[{},…] instead of "auth": what a function answers, one each time, the last for ever;
+//        "options":{…}: any of socket.io-client's own
 //   {"do":"emit","name":"asha","event":"visitor_list","args":[{}],"ack":true,"timeout_ms":3000,"tag":"t1"}
 //        does not wait → ack {name,event,tag,args,ack_ms}; `"ok":false` without args when none came
 //   {"do":"cut","name":"asha"}         closes the transport without a goodbye, as a lost network
@@ -10,7 +12,8 @@
 //   {"do":"disconnect","name":"asha"}  leaves the namespace
 //   {"do":"reconnect","name":"asha","auth":{…},"url":"…"}   waits as `connect`; keeps pid and offset
 //
-// Also observed: event {name,event,args}, disconnect {name,reason}, upgrade {name,transport}.
+// Also observed: event {name,event,args}, disconnect {name,reason,active}, upgrade {name,transport}. `active`: the
+// client tries again by itself.
 // `args` are as they came: with connection state recovery the last one is the offset.
 
 import { io } from 'socket.io-client';
@@ -26,22 +29,29 @@ function named(name) {
   return socket;
 }
 
-function connect({ name, url, path, namespace = '/', auth = {}, query, headers, transports = ['websocket'], reconnection = false, timeout_ms: timeoutMs = CONNECT_MS }) {
+function connect({ name, url, path, namespace = '/', auth = {}, auths, query, headers, transports = ['websocket'], reconnection = false, timeout_ms: timeoutMs = CONNECT_MS, options = {} }) {
   const socket = io(new URL(namespace, url).href, {
-    path, auth, query, transports, reconnection, extraHeaders: headers, timeout: timeoutMs, forceNew: true, autoConnect: false,
+    path, auth: auths ? oneByOne(auths) : auth, query, transports, reconnection, extraHeaders: headers, timeout: timeoutMs,
+    forceNew: true, autoConnect: false, ...options,
   });
   sockets.set(name, socket);
   const transport = () => socket.io.engine?.transport.name;
   socket.io.on('open', () => socket.io.engine.on('upgrade', () => observe('upgrade', { name, transport: transport() })));
   socket.on('connect', () => observe('connect', { name, id: socket.id, recovered: socket.recovered, transport: transport() }));
   socket.on('connect_error', (error) => {
-    const details = { name, message: error.message, data: error.data ?? null };
+    const details = { name, message: error.message, data: error.data ?? null, active: socket.active };
     if (error.context?.status) Object.assign(details, { status: error.context.status, body: error.context.responseText });
     observe('connect_error', details, false);
   });
-  socket.on('disconnect', (reason) => observe('disconnect', { name, reason }));
+  socket.on('disconnect', (reason) => observe('disconnect', { name, reason, active: socket.active }));
   socket.onAny((event, ...args) => observe('event', { name, event, args: withoutBytes(args) }));
   return opened(socket, timeoutMs);
+}
+
+/** An `auth` function, as apps have that fetch a token before each connection. */
+function oneByOne(auths) {
+  let asked = 0;
+  return (answer) => answer(auths[Math.min(asked++, auths.length - 1)]);
 }
 
 /** Connects and waits until it is known how that went. */

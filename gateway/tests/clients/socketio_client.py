@@ -87,6 +87,12 @@ async def connect(name, url, path="/socket.io/", namespace="/", auth=None, query
     async def on_disconnect(reason=None):
         observe("disconnect", name=name, reason=str(reason))
 
+    async def on_connect():
+        if connected:  # the first time is told below
+            observe("connect", name=name, id=client.get_sid(namespace), recovered=False, transport=client.transport())
+
+    connected = []
+    client.on("connect", on_connect, namespace=namespace)
     client.on("*", on_any, namespace=namespace)
     client.on("connect_error", on_error, namespace=namespace)
     client.on("disconnect", on_disconnect, namespace=namespace)
@@ -100,6 +106,7 @@ async def connect(name, url, path="/socket.io/", namespace="/", auth=None, query
         data = said.get("data") if isinstance(said, dict) else None
         observe("connect_error", ok=False, name=name, message=message, data=data)
         return
+    connected.append(True)
     observe("connect", name=name, id=client.get_sid(namespace), recovered=False, transport=client.transport())
 
 

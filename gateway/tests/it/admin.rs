@@ -1,5 +1,6 @@
 //! The admin API and the command line that calls it, from end to end: real nodes, the real binary, real clients.
 
+mod https;
 mod logs;
 mod rights;
 mod tour;
@@ -28,7 +29,7 @@ fn settings(tenants: Vec<(String, String)>, redis: Option<&RedisServer>) -> Sett
 }
 
 /// An embedded node.
-fn node(tenants: Vec<(String, String)>) -> Node {
+pub(crate) fn node(tenants: Vec<(String, String)>) -> Node {
     Node::with(settings(tenants, None))
 }
 
@@ -56,7 +57,7 @@ fn ask(node: &Node, token: &str, method: &str, path: &str, body: Option<&Value>)
 }
 
 /// The same by an operator, which must succeed.
-fn operate(node: &Node, method: &str, path: &str, body: Value) -> Value {
+pub(crate) fn operate(node: &Node, method: &str, path: &str, body: Value) -> Value {
     let (status, answer) = ask(node, OPERATOR, method, path, Some(&body));
     assert!((200..300).contains(&status), "{method} {path}: {status} {answer}");
     answer
@@ -77,7 +78,7 @@ fn postern(node: &Node, args: &[&str]) -> Output {
 }
 
 /// The same, which must succeed: what it printed, and what it told meanwhile.
-fn done(node: &Node, args: &[&str]) -> (String, String) {
+pub(crate) fn done(node: &Node, args: &[&str]) -> (String, String) {
     let output = postern(node, args);
     let told = text(&output.stderr);
     assert!(output.status.success(), "{args:?}: {told}");

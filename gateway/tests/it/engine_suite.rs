@@ -17,8 +17,10 @@ use postern::tenant::TenantId;
 
 pub(crate) mod log;
 pub(crate) mod people;
+pub(crate) mod quota;
 pub(crate) mod state;
 pub(crate) mod timers;
+pub(crate) mod totals;
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -109,6 +111,16 @@ macro_rules! engine_suite {
                 a_timer_that_is_postponed_has_not_been_tried,
                 a_timer_that_is_given_up_is_kept_among_the_dead,
             }
+            crate::engine_suite::cases! { $fixture, totals:
+                what_plugins_keep_is_counted_and_what_the_gateway_keeps_is_not,
+                a_commit_that_would_leave_too_much_is_not_applied,
+                whoever_is_over_a_limit_can_clean_up,
+                what_has_expired_stands_in_nobodys_way,
+                a_value_with_a_time_to_live_is_counted_once_however_often_it_is_written,
+                timers_count_until_they_have_fired_or_were_given_up,
+                of_commits_on_many_nodes_together_none_goes_beyond,
+                totals_of_tenants_are_apart,
+            }
             crate::engine_suite::cases! { $fixture, people:
                 an_arrived_connection_is_in_its_own_rooms_until_it_is_gone,
                 a_user_joins_with_all_connections_of_the_rooms_namespace,
@@ -128,6 +140,16 @@ macro_rules! engine_suite {
                 sessions_of_tenants_are_apart,
                 an_artifact_is_found_by_its_digest,
                 a_running_engine_says_that_it_is_ready,
+            }
+            crate::engine_suite::cases! { $fixture, quota:
+                of_clients_that_come_in_at_once_as_many_get_in_as_may,
+                a_seat_that_is_taken_twice_is_one_and_given_back_twice_too,
+                a_tenant_has_so_many_seats_whoever_has_them,
+                a_connection_that_comes_back_has_the_seat_of_the_earlier_one,
+                seats_that_a_node_says_it_has_are_there_whatever_the_limit,
+                a_bucket_grants_a_minutes_worth_however_many_ask_at_once,
+                a_bucket_is_refilled_evenly,
+                an_empty_bucket_says_how_long_until_there_is_a_token,
             }
         }
     };

@@ -11,17 +11,20 @@ mod chat;
 mod events;
 mod hub;
 mod trading;
+mod visitors;
 
 /// The nodes that a story is played on: people of the first half are on `one`, the others on `two`.
 struct Stage<'a> {
     one: &'a Node,
     two: &'a Node,
+    /// What the two share.
+    redis: Option<&'a RedisServer>,
 }
 
 /// Plays a story on one embedded node.
 fn on_one_node(tenant: (String, String), story: impl FnOnce(&Stage<'_>)) {
     let node = Node::start(vec![tenant]);
-    story(&Stage { one: &node, two: &node });
+    story(&Stage { one: &node, two: &node, redis: None });
 }
 
 /// Plays a story across two nodes on one Redis.
@@ -32,7 +35,7 @@ fn across_two_nodes(tenant: (String, String), story: impl FnOnce(&Stage<'_>)) {
         Node::with(Settings { tenants, config: String::new(), redis_url: Some(redis.url()) })
     };
     let (one, two) = (node(), node());
-    story(&Stage { one: &one, two: &two });
+    story(&Stage { one: &one, two: &two, redis: Some(&redis) });
 }
 
 /// The next event of this name that has everything that `wanted` has: its first argument.

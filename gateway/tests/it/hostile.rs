@@ -206,10 +206,20 @@ async fn a_breaker_opens_tries_one_call_and_closes_and_whoever_listens_is_told()
 async fn refusals_and_wishes_to_be_called_later_do_not_open_a_breaker() {
     let world = world(CallLimits { breaker: QUICK, ..CallLimits::default() });
     let harm = world.harm().await;
-    for order in ["refuse", "retry", "fatal"].iter().cycle().take(12) {
+    for order in ["refuse", "retry"].iter().cycle().take(12) {
         let (result, _) = world.order(&harm, order, Value::Null).await;
         assert!(!matches!(result, Err(CallError::BreakerOpen { .. })), "{order}");
     }
+}
+
+#[tokio::test]
+async fn a_component_that_says_of_itself_that_it_is_broken_opens_its_breaker() {
+    let world = world(CallLimits { breaker: QUICK, ..CallLimits::default() });
+    let harm = world.harm().await;
+    for _ in 0..3 {
+        assert!(matches!(world.order(&harm, "fatal", Value::Null).await.0, Err(CallError::Fatal(_))));
+    }
+    assert!(matches!(world.order(&harm, "count", Value::Null).await.0, Err(CallError::BreakerOpen { .. })));
 }
 
 #[tokio::test]

@@ -20,7 +20,9 @@ use postern::tenant::{CallLimits, PluginSettings, Role, SignatureKey, TenantId};
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::support::bombs::{COMPONENT, CORE, body, component_of, core, described, jumps, leb, tangle, with_section};
+use crate::support::bombs::{
+    COMPONENT, CORE, body, branches, component_of, core, described, jumps, leb, tangle, with_section,
+};
 
 pub(crate) const PRIVATE_KEY: &str = "-----BEGIN PRIVATE KEY-----
 MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC
@@ -252,6 +254,7 @@ async fn bombs_are_refused_before_they_are_parsed_and_the_limit_is_named() {
         (deep_components, &["components in each other", "at most 5"]),
         (with_section(COMPONENT, 1, &with_section(CORE, 3, &functions)), &["300000 functions", "at most 200000"]),
         (described(&[body(0, &vec![0x01; 2 << 20])]), &["bytes in one function", "at most 1048576", "split"]),
+        (branches(1, 1_000, true), &["1000 parameters or results of one function", "at most 128", "in memory"]),
     ] {
         let started = Instant::now();
         let error = host.refusal(upload).await.to_string();
@@ -282,6 +285,27 @@ async fn what_takes_too_long_or_too_much_memory_to_compile_is_stopped_and_the_se
     assert!(error.to_string().contains("plugins.compile_memory_bytes_max = 314572800"), "{error}");
     let host = Host::new(small()).unwrap();
     answers(&load(&host, "neighbour", good()).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn code_that_is_slow_to_validate_is_stopped_like_code_that_is_slow_to_compile() {
+    let host = Neighbourhood::new(HostSettings { compile_ms_max: 400, ..small() }).await;
+    for holds in [true, false] {
+        let started = Instant::now();
+        let error = host.refusal(branches(12, 128, holds)).await;
+        assert_eq!(error, LoadError::CompileTime { limit_ms: 400 }, "holds: {holds}");
+        assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn whoever_goes_away_leaves_the_compilers_place_to_the_next() {
+    let host = Host::new(HostSettings { compilations: 1, ..small() }).unwrap();
+    let bomb: Bytes = branches(40, 128, true).into();
+    let left = tokio::time::timeout(Duration::from_secs(2), check(&host, bomb)).await;
+    assert!(left.is_err(), "it was not slow: {left:?}");
+    let next = tokio::time::timeout(Duration::from_secs(20), load(&host, "neighbour", good())).await;
+    answers(&next.expect("the place is free").unwrap()).await;
 }
 
 /// The arguments of a worker of this process, found by one of them.

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::sync::Arc;
 
-use postern::commit::now_ms;
+use postern::commit::{Commit, CommitId, Write, now_ms};
+use postern::engine::Engine;
+use postern::tenant::TenantId;
 use serde_json::{Value, json};
 
 use crate::support::clients::Clients;
@@ -43,6 +46,18 @@ fn get(node: &Node, path: &str) -> Value {
 fn of_redis(redis: &RedisServer, tenant: fn() -> (String, String)) -> [Node; 2] {
     [(); 2]
         .map(|()| Node::with(Settings { tenants: vec![tenant()], config: String::new(), redis_url: Some(redis.url()) }))
+}
+
+/// Forgets the names of requests as time does.
+#[tokio::main(flavor = "current_thread")]
+async fn forget_names(redis: &RedisServer) {
+    let engine = postern::engine::redis::connect(&redis.url(), Default::default()).await.unwrap();
+    let tenant = TenantId::parse("one").unwrap();
+    let names = engine.list_keys(&tenant, "_once/", None, 1_000).await.unwrap();
+    assert!(!names.keys.is_empty());
+    let writes = names.keys.into_iter().map(|key| (key, Write::Delete)).collect();
+    let commit = Commit { writes, ..Commit::new(CommitId::random()) };
+    engine.commit(&tenant, Arc::new(commit)).await.unwrap();
 }
 
 fn one() -> (String, String) {
@@ -243,6 +258,20 @@ fn a_request_under_a_name_is_done_once_on_whatever_node_it_is_sent_again() {
     assert_eq!(answers.len(), 1, "{answers:?}");
     ws.message("asha", json!({ "event": "parcel" }));
     ws.absent(json!({ "what": "message", "name": "asha", "json": { "event": "parcel" } }));
+    // Another query is another request.
+    let removed = |user: &str| {
+        let path = format!("/rooms/flat:A-101/members?user={user}");
+        named(&nodes[0], BACKEND_TOKEN, Some("r-1"), "DELETE", &path, &Value::Null)
+    };
+    assert_eq!(removed("nobody").0, 200);
+    assert_eq!(removed("nobody").0, 200);
+    assert_eq!(removed("asha").1["error"]["code"], "idempotency_key_reused");
+    // A name that is not remembered any more is as good as new, also where the engine still knows the commit.
+    forget_names(&redis);
+    let again = named(&nodes[1], BACKEND_TOKEN, Some("p-1"), "POST", "/publish", &publication);
+    assert_eq!(again.0, 200, "{again:?}");
+    assert!(!answers.contains(&format!("{again:?}")), "it was answered as before");
+    ws.message("asha", json!({ "event": "parcel" }));
     // Handlers whose answers are made up anew each time: one of them counts, for everybody who asked.
     let answers: BTreeSet<String> = std::thread::scope(|scope| {
         let sent: Vec<_> = (0..8)

@@ -1,4 +1,4 @@
-//! Plugins in other languages than Rust, built as a tenant's developer builds them, on a node and with real clients.
+//! Plugins in other languages than Rust: built and pushed as a tenant's developer does it, and met by real clients.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,12 +6,13 @@ use std::process::Command;
 use postern::cli::plugin_build::{BuildError, BuildOptions, Component, build};
 use serde_json::json;
 
+use crate::admin::{done, node, operate};
 use crate::support::clients::Clients;
 use crate::support::node::Node;
-use crate::support::{root, tenant_file, token};
+use crate::support::{SECRET, components, root, token};
 
 const WORD_FILTER: &str = "examples/plugins/word-filter-js";
-const POLL: &str = "examples/plugins/poll-py";
+pub(crate) const POLL: &str = "examples/plugins/poll-py";
 
 /// Builds a plugin as `postern plugin build` does.
 fn built(dir: &Path) -> Result<Component, BuildError> {
@@ -51,10 +52,31 @@ fn broken(dir: &str, tools: &str, file: &str, change: impl Fn(String) -> String)
     built(copy.path()).expect_err("it is broken").to_string()
 }
 
-/// A tenant whose members' tokens name their `channels`.
-fn chat(name: &str, handler: &str, settings: &str) -> (String, String) {
-    let plugins = [("room-authorization", "authorizer", "room-authorization"), (handler, "handler", handler)];
-    tenant_file(name, &plugins, "", settings)
+/// Makes a tenant whose members' tokens name their `channels`, and pushes its plugins.
+fn chat(node: &Node, tenant: &str, handler: &str, component: &Component, settings: &[&str]) {
+    operate(node, "POST", "/tenants", json!({ "name": tenant }));
+    operate(node, "PUT", &format!("/tenants/{tenant}/keys/k1"), json!({ "algorithm": "HS256", "secret": SECRET }));
+    let path = |component: &Path| component.display().to_string();
+    let push = |plugin: &str, component: &Path, role: &str| {
+        let file = path(component);
+        done(node, &["plugin", "push", plugin, &file, "--tenant", tenant, "--role", role, "--activate"]).0
+    };
+    push("access", &components().join("room-authorization.wasm"), "authorizer");
+    let mut set = vec!["plugin", "set", handler, "--tenant", tenant, "--role", "handler"];
+    set.extend(settings.iter().flat_map(|setting| ["--setting", setting]));
+    done(node, &set);
+    let pushed = push(handler, &component.path, "handler");
+    assert!(pushed.contains("version 1 is stored") && pushed.contains(&component.sha256), "{pushed}");
+}
+
+/// Real clients that are in the room of the channel.
+fn in_the_channel(node: &Node, tenant: &str, subjects: &[&str]) -> Clients {
+    let mut io = Clients::socketio();
+    for subject in subjects {
+        io.join_socketio(node, subject, tenant, &member(tenant, subject));
+        io.ask(subject, "join_room", json!({ "room": "channel:general" }));
+    }
+    io
 }
 
 fn member(tenant: &str, subject: &str) -> String {
@@ -65,102 +87,90 @@ fn member(tenant: &str, subject: &str) -> String {
 fn a_plugin_in_javascript_filters_a_chat_and_mutes_who_insists() {
     let component = example(WORD_FILTER);
     assert!(component.imports.iter().all(|name| name.starts_with("postern:plugin/")), "{component:?}");
-    let settings = "words = \"darn, heck\"\nstrikes = 2\nmute_ms = 700";
-    let node = Node::start(vec![
-        chat("words", "word-filter", settings),
-        chat("mistaken", "word-filter", "strikes = \"three\""),
-    ]);
-    let mut ws = Clients::ws();
-    for subject in ["asha", "ravi"] {
-        ws.join_ws(&node, subject, "words", &member("words", subject));
-        ws.request(subject, "join_room", json!({ "room": "channel:general" }));
-    }
-    let send = |ws: &mut Clients, who: &str, channel: &str, text: &str| {
-        ws.request(who, "chat_send", json!({ "channel": channel, "text": text }))
+    let node = node(Vec::new());
+    chat(&node, "words", "word-filter", &component, &["words=darn, heck", "strikes=2", "mute_ms=700"]);
+    chat(&node, "mistaken", "word-filter", &component, &["strikes=three"]);
+    let mut io = in_the_channel(&node, "words", &["asha", "ravi"]);
+    let send = |io: &mut Clients, who: &str, channel: &str, text: &str| {
+        io.ask(who, "chat_send", json!({ "channel": channel, "text": text }))
     };
 
     // An event, its publication, its acknowledgement.
-    let said = send(&mut ws, "asha", "general", "Darn, it is darned cold");
+    let said = send(&mut io, "asha", "general", "Darn, it is darned cold");
     assert_eq!(said, json!({ "text": "****, it is darned cold", "strikes_left": 1 }));
-    let heard = ws.message("ravi", json!({ "event": "chat_message" }));
-    assert_eq!(heard["room"], "channel:general");
-    assert_eq!((&heard["data"]["from"], &heard["data"]["text"]), (&json!("asha"), &said["text"]));
-    let at = heard["data"]["at"].as_u64().unwrap();
+    let heard = io.event("ravi", "chat_message");
+    assert_eq!((&heard["from"], &heard["text"]), (&json!("asha"), &said["text"]));
+    let at = heard["at"].as_u64().unwrap();
     assert!(at.abs_diff(postern::commit::now_ms()) < 60_000, "{at} is the time of no gateway");
 
     // Refusals.
-    assert_eq!(send(&mut ws, "asha", "secret", "hello")["error"]["code"], "forbidden");
-    assert_eq!(send(&mut ws, "asha", "general", " ")["error"]["code"], "invalid");
+    assert_eq!(send(&mut io, "asha", "secret", "hello")["error"]["code"], "forbidden");
+    assert_eq!(send(&mut io, "asha", "general", " ")["error"]["code"], "invalid");
 
     // State from call to call, and a timer.
-    assert_eq!(send(&mut ws, "asha", "general", "heck!")["strikes_left"], 0);
-    assert!(ws.message("asha", json!({ "event": "chat_muted" }))["data"]["until"].as_u64().unwrap() > at);
-    let muted = send(&mut ws, "asha", "general", "sorry");
+    assert_eq!(send(&mut io, "asha", "general", "heck!")["strikes_left"], 0);
+    assert!(io.event("asha", "chat_muted")["until"].as_u64().unwrap() > at);
+    let muted = send(&mut io, "asha", "general", "sorry");
     assert_eq!(muted["error"]["code"], "muted");
     assert!(muted["error"]["message"].as_str().unwrap().contains("T"), "{muted}");
-    assert_eq!(send(&mut ws, "ravi", "general", "well")["text"], "well");
-    ws.message("asha", json!({ "event": "chat_unmuted" }));
-    assert_eq!(send(&mut ws, "asha", "general", "back again"), json!({ "text": "back again" }));
+    assert_eq!(send(&mut io, "ravi", "general", "well")["text"], "well");
+    io.event("asha", "chat_unmuted");
+    assert_eq!(send(&mut io, "asha", "general", "back again"), json!({ "text": "back again" }));
 
     // What nobody expected names itself, its file and its line.
-    ws.join_ws(&node, "meera", "mistaken", &member("mistaken", "meera"));
-    let failed = send(&mut ws, "meera", "general", "hello");
+    io.join_socketio(&node, "meera", "mistaken", &member("mistaken", "meera"));
+    let failed = send(&mut io, "meera", "general", "hello");
     assert_eq!(failed["error"]["code"], "plugin_failed");
     let message = failed["error"]["message"].as_str().unwrap();
     assert!(message.contains("`strikes`") && message.contains("src/rules.js:"), "{message}");
-    let log = node.log();
-    let line = log.lines().find(|line| line.contains("`strikes`") && line.contains("src/plugin.js:"));
-    assert!(line.is_some_and(|line| line.contains("tenant=mistaken")), "no such line in:\n{log}");
+    let (log, _) = done(&node, &["plugin", "logs", "word-filter", "--tenant", "mistaken"]);
+    assert!(log.contains("`strikes`") && log.contains("src/plugin.js:"), "{log}");
 }
 
 #[test]
 fn a_plugin_in_python_holds_a_poll_until_its_time_is_over() {
     let component = example(POLL);
     assert!(component.imports.iter().all(|name| name.starts_with("postern:plugin/")), "{component:?}");
-    let node = Node::start(vec![chat("polls", "poll", ""), chat("mistaken", "poll", "seconds = \"soon\"")]);
-    let mut ws = Clients::ws();
-    for subject in ["asha", "ravi"] {
-        ws.join_ws(&node, subject, "polls", &member("polls", subject));
-        ws.request(subject, "join_room", json!({ "room": "channel:general" }));
-    }
+    let node = node(Vec::new());
+    chat(&node, "polls", "poll", &component, &[]);
+    chat(&node, "mistaken", "poll", &component, &["seconds=soon"]);
+    let mut io = in_the_channel(&node, "polls", &["asha", "ravi"]);
     let question = json!({ "channel": "general", "question": "Tea?", "options": ["yes", "no"], "seconds": 3 });
 
     // An event, its publication, its acknowledgement.
-    let opened = ws.request("asha", "poll_open", question.clone());
+    let opened = io.ask("asha", "poll_open", question.clone());
     let left = opened["closes_at"].as_u64().unwrap().saturating_sub(postern::commit::now_ms());
     assert!(left <= 3_000, "{opened}");
-    let heard = ws.message("ravi", json!({ "event": "poll_opened" }));
-    assert_eq!((&heard["room"], &heard["data"]["poll"]), (&json!("channel:general"), &opened["poll"]));
-    assert_eq!(heard["data"]["opened_by"], "asha");
+    let heard = io.event("ravi", "poll_opened");
+    assert_eq!((&heard["poll"], &heard["opened_by"]), (&opened["poll"], &json!("asha")));
 
     // State from call to call.
-    let vote = |ws: &mut Clients, who: &str, option: &str| {
-        ws.request(who, "poll_vote", json!({ "poll": opened["poll"], "option": option }))
+    let vote = |io: &mut Clients, who: &str, option: &str| {
+        io.ask(who, "poll_vote", json!({ "poll": opened["poll"], "option": option }))
     };
-    assert_eq!(vote(&mut ws, "asha", "yes")["tally"], json!({ "yes": 1, "no": 0 }));
-    assert_eq!(vote(&mut ws, "ravi", "yes")["tally"], json!({ "yes": 2, "no": 0 }));
-    assert_eq!(vote(&mut ws, "ravi", "no")["tally"], json!({ "yes": 1, "no": 1 }));
-    ws.message("asha", json!({ "event": "poll_tally", "data": { "tally": { "no": 1 } } }));
+    assert_eq!(vote(&mut io, "asha", "yes")["tally"], json!({ "yes": 1, "no": 0 }));
+    assert_eq!(vote(&mut io, "ravi", "yes")["tally"], json!({ "yes": 2, "no": 0 }));
+    assert_eq!(vote(&mut io, "ravi", "no")["tally"], json!({ "yes": 1, "no": 1 }));
+    io.expect(json!({ "what": "event", "name": "asha", "event": "poll_tally", "args": [{ "tally": { "no": 1 } }] }));
 
     // Refusals.
-    assert_eq!(vote(&mut ws, "asha", "maybe")["error"]["code"], "invalid");
-    let elsewhere = ws.request("asha", "poll_open", json!({ "channel": "x", "question": "?", "options": ["a", "b"] }));
+    assert_eq!(vote(&mut io, "asha", "maybe")["error"]["code"], "invalid");
+    let elsewhere = io.ask("asha", "poll_open", json!({ "channel": "x", "question": "?", "options": ["a", "b"] }));
     assert_eq!(elsewhere["error"]["code"], "forbidden");
 
     // A timer.
-    let closed = ws.message("ravi", json!({ "event": "poll_closed" }));
-    assert_eq!(closed["data"]["tally"], json!({ "yes": 1, "no": 1 }));
-    assert_eq!(vote(&mut ws, "asha", "no")["error"]["code"], "not_found");
+    let closed = io.event("ravi", "poll_closed");
+    assert_eq!(closed["tally"], json!({ "yes": 1, "no": 1 }));
+    assert_eq!(vote(&mut io, "asha", "no")["error"]["code"], "not_found");
 
     // What nobody expected names itself, its file and its line.
-    ws.join_ws(&node, "meera", "mistaken", &member("mistaken", "meera"));
-    let failed = ws.request("meera", "poll_open", question);
+    io.join_socketio(&node, "meera", "mistaken", &member("mistaken", "meera"));
+    let failed = io.ask("meera", "poll_open", question);
     assert_eq!(failed["error"]["code"], "plugin_failed");
     let message = failed["error"]["message"].as_str().unwrap();
     assert!(message.contains("ValueError") && message.contains("plugin.py:"), "{message}");
-    let log = node.log();
-    let line = log.lines().find(|line| line.contains("ValueError") && line.contains("handle plugin.py:"));
-    assert!(line.is_some_and(|line| line.contains("tenant=mistaken")), "no such line in:\n{log}");
+    let (log, _) = done(&node, &["plugin", "logs", "poll", "--tenant", "mistaken"]);
+    assert!(log.contains("ValueError") && log.contains("handle plugin.py:"), "{log}");
 }
 
 #[test]

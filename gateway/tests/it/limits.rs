@@ -1,5 +1,7 @@
 //! What is too much is refused by name, and harms nobody else.
 
+mod nodes;
+
 use serde_json::json;
 
 use crate::support::clients::Clients;

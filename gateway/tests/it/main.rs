@@ -30,11 +30,13 @@ mod first_plugin;
 mod habits;
 mod harm;
 mod hostile;
+mod hostile_totals;
 mod hostile_uploads;
 mod http;
 mod http_api;
 mod languages;
 mod limits;
+mod moving;
 mod outage;
 mod outcome;
 mod presence;
@@ -42,6 +44,7 @@ mod recovery;
 mod rooms;
 mod shutdown;
 mod socketio;
+mod socketio_apps;
 mod tokens;
 
 // What each part must not know.

@@ -105,6 +105,7 @@ async fn an_attempt_at_a_timer_that_the_engines_absence_cut_short_does_not_count
     std::fs::write(dir.path().join(format!("{name}.toml")), file).unwrap();
     let flags = BTreeMap::from([
         ("tenants", dir.path().display().to_string()),
+        ("data", dir.path().join("data").display().to_string()),
         ("host", "127.0.0.1".to_owned()),
         ("port", "0".to_owned()),
     ]);

@@ -581,6 +581,7 @@ async fn what_was_lost_after_it_was_committed_is_not_acknowledged_as_joined() {
     std::fs::write(dir.path().join(format!("{name}.toml")), file).unwrap();
     let flags = BTreeMap::from([
         ("tenants", dir.path().display().to_string()),
+        ("data", dir.path().join("data").display().to_string()),
         ("host", "127.0.0.1".to_owned()),
         ("port", "0".to_owned()),
     ]);

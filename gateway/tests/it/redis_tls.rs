@@ -1,27 +1,13 @@
 //! The Redis engine through TLS.
 
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
-use std::process::Command;
 
 use postern::engine::Engine as _;
 use postern::engine::redis::{Options, connect};
 
 use crate::redis_engine::{acme, apply, next_position, say};
 use crate::support::redis_server::RedisServer;
-
-/// An authority of the test's own, and a key and certificate for loopback that it signed.
-fn certificates(directory: &Path) {
-    let openssl = |line: &str| {
-        let output = Command::new("openssl").args(line.split(' ')).current_dir(directory).output().unwrap();
-        assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    std::fs::write(directory.join("names"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 1 -subj /CN=authority"));
-    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=redis"));
-    openssl("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 1 -extfile names");
-}
+use crate::support::tls::certificates;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_is_trusted_when_its_authority_is_and_only_then() {

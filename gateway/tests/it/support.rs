@@ -14,6 +14,7 @@ pub(crate) mod redis_cluster;
 pub(crate) mod redis_sentinel;
 pub(crate) mod redis_server;
 pub(crate) mod staged_engine;
+pub(crate) mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

@@ -1,7 +1,5 @@
 //! Whose tokens hold: keys that come and go, tenants and subjects by every way, tokens that are revoked.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use postern::commit::now_ms;
@@ -16,6 +14,7 @@ use crate::support::clients::Clients;
 use crate::support::key_server::{KeyServer, Pair, set};
 use crate::support::node::{Node, Settings};
 use crate::support::redis_server::RedisServer;
+use crate::support::tls::certificates;
 use crate::support::{components, now_s, open, token, token_until, token_without_tenant};
 
 /// A tenant in which everybody may do everything, whose keys are only those of `auth`.
@@ -69,6 +68,17 @@ fn a_key_set_behind_a_url_is_fetched_again_for_a_key_that_it_did_not_have() {
     assert!(server.asked() - before <= 6, "{} fetches for made-up keys", server.asked() - before);
     assert!(node.metric("key_set_fetches_total", "result=\"limited\"") >= 20.0);
     assert!(!node.log().contains("eyJ"), "a token is in the log");
+}
+
+#[test]
+fn many_tenants_sources_are_all_fetched_soon() {
+    let server = KeyServer::start(set(&[Pair::Ed25519.jwk("a")]));
+    let jwks_url = format!("jwks_url = \"{}\"", server.url());
+    let node = Node::start((0..80).map(|n| keyed(&format!("tenant-{n}"), &jwks_url)).collect());
+    let begun = Instant::now();
+    until("all are fetched", || server.asked() >= 80);
+    assert!(begun.elapsed() < Duration::from_secs(8), "some were put off: {:?}", begun.elapsed());
+    drop(node);
 }
 
 #[test]
@@ -158,19 +168,6 @@ fn a_key_set_file_is_read_again_when_it_changes() {
         admitted(&mut ws, &node, &format!("new-{n}"), &new) == Ok(())
     });
     assert_eq!(admitted(&mut ws, &node, "too old", &old), Err(4500));
-}
-
-/// An authority of the test's own, and a certificate for loopback that it signed.
-fn certificates(directory: &Path) {
-    let openssl = |line: &str| {
-        let output = Command::new("openssl").args(line.split(' ')).current_dir(directory).output().unwrap();
-        assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    std::fs::write(directory.join("names"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 1 -subj /CN=authority"));
-    openssl(&format!("req {key} -keyout server.key -out server.csr -subj /CN=keys"));
-    openssl("x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 1 -extfile names");
 }
 
 #[test]

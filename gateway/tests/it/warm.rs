@@ -115,3 +115,28 @@ async fn calls_at_the_same_time_have_each_an_instance_and_only_some_are_kept() {
         assert_eq!(kept(&world, &harm).await, first + more);
     }
 }
+
+#[tokio::test]
+async fn one_tenants_idle_instances_leave_room_for_others() {
+    // 64 instances: 16 may idle, 4 of one tenant.
+    let world = world(CallLimits::default());
+    let names: Vec<String> = (0..20).map(|n| format!("harm-{n}")).collect();
+    let mut many = Vec::new();
+    for name in &names {
+        many.push(warm_of(&world, "acme", name, LIMITS).await);
+    }
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        for plugin in &many {
+            seen.push(kept(&world, plugin).await);
+        }
+    }
+    let again = seen.iter().filter(|seen| **seen != 0).count();
+    assert_eq!(again, 4, "{seen:?}");
+    let rival = warm_of(&world, "rival", "harm", LIMITS).await;
+    for count in 0..2 {
+        let mut tx = world.begin_of("rival");
+        rival.handle(&mut tx, &event("keep", &Value::Null)).await.unwrap();
+        assert_eq!(replied(&tx.into_parts()), count);
+    }
+}

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
 use crate::catalog::{CatalogError, PluginRecord, VersionRecord};
 use crate::config::{Mistakes, plugin_from_json};
-use crate::decision::plugin::{Plugin, SignatureError, verify};
+use crate::decision::plugin::{Plugin, SignatureError, digest, verify};
 use crate::engine::EngineError;
 use crate::gateway::Gateway;
 use crate::tenant::Tenant;
@@ -112,7 +111,7 @@ fn signed(tenant: &Tenant, plugin: &PluginRecord, version: &VersionRecord) -> Re
 /// The SHA-256 of a component, taken where it may take its time.
 async fn digest_of(bytes: Bytes) -> Result<(Bytes, String), String> {
     let digest = tokio::task::spawn_blocking(move || {
-        let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = digest(&bytes);
         (bytes, digest)
     });
     digest.await.map_err(|error| format!("the node is stopping: {error}"))

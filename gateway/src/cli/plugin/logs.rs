@@ -93,7 +93,9 @@ pub(super) fn logs(args: &LogsArgs, env: &dyn Environment) -> Result<(), Failure
         let ended = remote.lines(&format!("/tenants/{}/logs?{query}", part(&tenant)), &mut each);
         if !args.follow || !is_read {
             if !came && ended.is_ok() && !remote.json {
-                note(&format!("nothing of {tenant} is in its nodes' memory; --follow waits for what comes"));
+                note(&format!(
+                    "no lines of {tenant} yet: nodes keep the last ones in memory, since their start; --follow waits for what comes"
+                ));
             }
             return if is_read { ended } else { Ok(()) };
         }

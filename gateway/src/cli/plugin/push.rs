@@ -11,6 +11,7 @@ use crate::cli::Failure;
 use crate::cli::output::{cell, json as print_json, line, note, note_again, size};
 use crate::cli::remote::{Remote, TenantArgs, is_watched, part, plain};
 use crate::config::Environment;
+use crate::decision::plugin::digest;
 
 /// What to upload.
 #[derive(Debug, Clone, Args)]
@@ -50,7 +51,7 @@ pub(super) fn push(args: &PushArgs, env: &dyn Environment) -> Result<(), Failure
         (_, _, given) => given.clone(),
     };
     let mut headers: Vec<_> = signature.into_iter().map(|signature| ("postern-signature", signature)).collect();
-    headers.push(("postern-digest", sign::digest(&component)));
+    headers.push(("postern-digest", digest(&component)));
     let mut query = Vec::new();
     query.extend(args.role.as_deref().map(|role| format!("role={}", part(role))));
     query.extend(args.activate.then(|| "activate=true".to_owned()));

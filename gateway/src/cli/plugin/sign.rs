@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use super::read_component;
 use crate::cli::Failure;
 use crate::cli::output::{json as print_json, line};
-use crate::decision::plugin::sign;
+use crate::decision::plugin::{digest, sign};
 use crate::tenant::TenantId;
 
 pub(super) const EXAMPLES: &str = "\
@@ -54,11 +53,6 @@ pub(super) fn run(args: &SignArgs) -> Result<(), Failure> {
         line(&signature);
     }
     Ok(())
-}
-
-/// A component's SHA-256, in lower-case hexadecimal.
-pub fn digest(component: &[u8]) -> String {
-    Sha256::digest(component).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// `{key id}:{base64}`, as the header `Postern-Signature` has it.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::workshop::{self, Workshop, camel};
 use super::worlds::World;
 use super::{BuildError, Component, output, run};
+use crate::decision::plugin::digest;
 
 /// What says that a directory holds one, and what it is.
 const MANIFEST: &str = "package.json";
@@ -168,7 +169,7 @@ fn install(shop: &Workshop, progress: &mut dyn FnMut(&str)) -> Result<(), BuildE
 /// What an installation is made from.
 fn wanted(shop: &Workshop) -> String {
     let read = |file: &str| std::fs::read(shop.dir.join(file)).unwrap_or_default();
-    output::sha256(&[read(MANIFEST), read(LOCK)].concat())
+    digest(&[read(MANIFEST), read(LOCK)].concat())
 }
 
 fn npm(shop: &Workshop, subcommand: &str) -> Command {

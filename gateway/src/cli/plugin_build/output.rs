@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::{BuildError, Component, contract};
+use crate::decision::plugin::digest;
 
 /// Where a plugin's component goes when nothing else is said.
 pub(super) fn default_dir(plugin: &Path) -> PathBuf {
@@ -33,7 +34,7 @@ impl Stamp {
     }
 
     pub(super) fn finish(self) -> String {
-        hex(&self.0.finalize())
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -57,7 +58,7 @@ pub(super) fn write(out: &Path, name: &str, made_of: &str, bytes: &[u8]) -> Resu
         name: name.to_owned(),
         path,
         bytes: bytes.len() as u64,
-        sha256: sha256(bytes),
+        sha256: digest(bytes),
         imports: shape.imports,
         exports: shape.exports,
     })
@@ -68,7 +69,7 @@ fn paths(out: &Path, name: &str) -> (PathBuf, PathBuf) {
 }
 
 fn stamp_text(made_of: &str, component: &[u8]) -> String {
-    format!("{made_of} {}\n", sha256(component))
+    format!("{made_of} {}\n", digest(component))
 }
 
 /// Whole or not at all, and not at all when it is there: who watches the file sees changes only.
@@ -81,12 +82,4 @@ pub(super) fn write_if_other(path: &Path, bytes: &[u8]) -> Result<(), BuildError
     let unfinished = PathBuf::from(unfinished);
     std::fs::write(&unfinished, bytes).map_err(BuildError::io(&unfinished))?;
     std::fs::rename(&unfinished, path).map_err(BuildError::io(path))
-}
-
-pub(super) fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

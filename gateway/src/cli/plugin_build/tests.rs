@@ -3,9 +3,9 @@ use std::time::Duration;
 
 use wit_component::{StringEncoding, embed_component_metadata};
 
-use super::output::sha256;
 use super::rust::{componentize, encode};
 use super::*;
+use crate::decision::plugin::digest;
 
 /// A component of the given world, made of a core module in text; `world` stands in a
 /// package of its own beside the contract.
@@ -194,5 +194,5 @@ fn a_component_is_written_again_only_when_its_core_module_changed() {
     // Somebody else's file of the same name is not taken for ours.
     std::fs::write(&again.path, EMPTY).unwrap();
     assert_eq!(componentize("p", &module, &out).unwrap().sha256, again.sha256);
-    assert_eq!(sha256(&std::fs::read(&again.path).unwrap()), again.sha256);
+    assert_eq!(digest(&std::fs::read(&again.path).unwrap()), again.sha256);
 }

@@ -1,6 +1,7 @@
 //! One request on a connection of its own: HTTP/1.1, over TLS where the URL says https.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +16,8 @@ use hyper::header::{EXPECT, HOST, HeaderValue};
 use hyper::http::request::Builder;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -75,12 +77,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Calls that block, one at a time.
 pub(super) struct Link {
     runtime: tokio::runtime::Runtime,
+    /// The authorities that are trusted; `None`: the system's.
+    ca_file: Option<PathBuf>,
 }
 
 impl Link {
-    pub(super) fn new() -> Result<Link, String> {
+    pub(super) fn new(ca_file: Option<PathBuf>) -> Result<Link, String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        Ok(Link { runtime: runtime.map_err(|error| format!("cannot start: {error}"))? })
+        Ok(Link { runtime: runtime.map_err(|error| format!("cannot start: {error}"))?, ca_file })
     }
 
     /// Sends a body and takes the whole answer.
@@ -94,7 +98,7 @@ impl Link {
         let body = Counted::new(body);
         let sent = body.sent.clone();
         let answer = async {
-            let (exchange, connection) = exchange(request, body).await?;
+            let (exchange, connection) = exchange(request, body, self.ca_file.as_deref()).await?;
             let answer = async {
                 let answer = exchange.await?;
                 whole_body(answer).await
@@ -128,7 +132,8 @@ impl Link {
         each: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<Option<(StatusCode, Bytes)>, LinkError> {
         self.runtime.block_on(async {
-            let begun = tokio::time::timeout(timeout, exchange(request, Counted::new(Bytes::new()))).await;
+            let exchange = exchange(request, Counted::new(Bytes::new()), self.ca_file.as_deref());
+            let begun = tokio::time::timeout(timeout, exchange).await;
             let (exchange, connection) = begun.map_err(|_| LinkError::Timeout(timeout))??;
             let read = async {
                 let answer = tokio::time::timeout(timeout, exchange).await;
@@ -150,10 +155,12 @@ type Connection = http1::Connection<TokioIo<Box<dyn Stream>>, Counted>;
 async fn exchange(
     request: Builder,
     body: Counted,
+    ca_file: Option<&Path>,
 ) -> Result<(impl Future<Output = Result<Response<Incoming>, LinkError>>, Connection), LinkError> {
     let uri = request.uri_ref().cloned().unwrap_or_default();
-    let stream =
-        tokio::time::timeout(DIAL_TIMEOUT, dial(&uri)).await.map_err(|_| LinkError::Timeout(DIAL_TIMEOUT))??;
+    let stream = tokio::time::timeout(DIAL_TIMEOUT, dial(&uri, ca_file))
+        .await
+        .map_err(|_| LinkError::Timeout(DIAL_TIMEOUT))??;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let authority = uri.authority().map(|authority| authority.as_str()).unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_owned();
@@ -204,7 +211,7 @@ async fn beside<T>(work: impl Future<Output = Result<T, LinkError>>, connection:
     }
 }
 
-async fn dial(uri: &Uri) -> Result<Box<dyn Stream>, LinkError> {
+async fn dial(uri: &Uri, ca_file: Option<&Path>) -> Result<Box<dyn Stream>, LinkError> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let is_https = uri.scheme_str() == Some("https");
     let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
@@ -215,17 +222,28 @@ async fn dial(uri: &Uri) -> Result<Box<dyn Stream>, LinkError> {
         return Ok(Box::new(stream));
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|error| LinkError::Tls(error.to_string()))?;
-    let connector = TlsConnector::from(Arc::new(trusting_the_system()?));
+    let connector = TlsConnector::from(Arc::new(trusting(ca_file)?));
     let stream = connector.connect(name, stream).await.map_err(|error| LinkError::Tls(error.to_string()))?;
     Ok(Box::new(stream))
 }
 
-fn trusting_the_system() -> Result<ClientConfig, LinkError> {
+/// The authorities in the file, or else the system's.
+fn trusting(ca_file: Option<&Path>) -> Result<ClientConfig, LinkError> {
     let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(found.certs);
+    match ca_file {
+        Some(path) => {
+            let unreadable =
+                |error| LinkError::Tls(format!("{} (--ca-file, POSTERN_CA_FILE): {error}", path.display()));
+            let found = CertificateDer::pem_file_iter(path).and_then(|found| found.collect::<Result<Vec<_>, _>>());
+            roots.add_parsable_certificates(found.map_err(unreadable)?);
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
     if roots.is_empty() {
-        return Err(LinkError::Tls("this system trusts no certificate authority".into()));
+        let whose = ca_file.map_or("this system".into(), |path| path.display().to_string());
+        return Err(LinkError::Tls(format!("{whose} names no certificate authority to trust")));
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();

@@ -63,10 +63,12 @@ pub(super) enum Verdict {
 }
 
 impl Verdict {
-    /// A refusal, a wish to be called later or an input given up is an answer: the component works.
+    /// A refusal or a wish to be called later is an answer: the component works. `fatal` is how a component says that it
+    /// does not, and what the guards of JavaScript and Python make of whatever is thrown.
     pub(super) fn of<T>(result: &Result<T, CallError>) -> Verdict {
         match result {
-            Ok(_) | Err(CallError::Refused(_) | CallError::Retry(_) | CallError::Fatal(_)) => Verdict::Worked,
+            Ok(_) | Err(CallError::Refused(_) | CallError::Retry(_)) => Verdict::Worked,
+            Err(CallError::Fatal(_)) => Verdict::Broke,
             Err(CallError::Failed(failure)) => match failure.kind {
                 FailureKind::Internal | FailureKind::NotExported => Verdict::Unclear,
                 _ => Verdict::Broke,

@@ -22,6 +22,7 @@ use crate::client::Client;
 use crate::commit::{Grant, Millis};
 use crate::engine::DueTimer;
 use crate::event::{Event, Payload};
+use crate::quota::OverQuota;
 use crate::room::{ROOT_NAMESPACE, Room};
 use crate::tenant::CallLimits;
 
@@ -253,7 +254,8 @@ impl Plugin {
 
     /// Writes into the tenant's journal.
     fn note(&self, hook: Hook, level: Level, message: &str) {
-        self.share.journal.add(&self.source(hook), level, JournalKind::Failure, message);
+        let kind = if level == Level::Error { JournalKind::Failure } else { JournalKind::Log };
+        self.share.journal.add(&self.source(hook), level, kind, message);
     }
 
     /// A breaker has changed: everybody who looks is told.
@@ -288,6 +290,16 @@ impl Plugin {
         let _ = self.host.breaker_changes.send(change);
     }
 
+    /// What this plugin did in a call that ended well would leave more than its tenant may keep: told where its
+    /// failures are told. It opens no breaker, for the same hook may be what cleans up.
+    pub fn went_over(&self, hook: Hook, over: &OverQuota) -> Failure {
+        let failure = Failure { plugin: self.name.clone(), hook, kind: FailureKind::Quota, message: over.to_string() };
+        self.note(hook, Level::Error, &failure.to_string());
+        self.metering.went_over(over.kind);
+        self.account.failed();
+        failure
+    }
+
     /// How its breakers stand, of hooks that were called.
     pub fn breakers(&self) -> Vec<BreakerSnapshot> {
         self.breakers.snapshots()
@@ -309,7 +321,7 @@ impl Plugin {
         };
         self.metering.used(call.meter.spent(), call.limiter.memory_bytes());
         let mut work = call.work;
-        let used = std::mem::take(&mut work.used);
+        let used = work.take_used(&self.name, hook);
         self.account.used(call.meter.spent(), call.host_calls, call.log_lines, &used);
         if result.is_err() {
             work.discard();

@@ -145,6 +145,8 @@ pub enum FailureKind {
     BadAnswer,
     /// It does not export what was to be called.
     NotExported,
+    /// What it did would leave more than its tenant may keep in all (`limits.state_bytes` and such).
+    Quota,
     /// The gateway itself panicked while serving it, or the call was abandoned.
     Internal,
 }
@@ -163,6 +165,7 @@ impl FailureKind {
             FailureKind::Start => "start",
             FailureKind::BadAnswer => "bad_answer",
             FailureKind::NotExported => "not_exported",
+            FailureKind::Quota => "quota",
             FailureKind::Internal => "internal",
         }
     }

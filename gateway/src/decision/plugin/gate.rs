@@ -210,10 +210,42 @@ pub(super) struct Meter {
     spent_ns: AtomicU64,
     /// Nanoseconds after `born` at which the running poll began; 0: none runs.
     began_ns: AtomicU64,
-    /// How long it has waited because the tenant's computing time was used up.
-    slowed_ns: AtomicU64,
-    /// Nanoseconds after `born` at which it began to wait so; 0: it does not.
-    slow_since_ns: AtomicU64,
+    /// Waiting because the tenant's computing time was used up.
+    slowed: Wait,
+    /// Waiting in the line for a turn.
+    queued: Wait,
+}
+
+/// How long it was waited for something.
+#[derive(Debug, Default)]
+struct Wait {
+    /// Waits that are over, in nanoseconds.
+    total_ns: AtomicU64,
+    /// Nanoseconds after the meter's birth at which the present one began; 0: there is none.
+    since_ns: AtomicU64,
+}
+
+impl Wait {
+    fn until(&self, now_ns: u64) -> Duration {
+        let waiting = match self.since_ns.load(Ordering::Relaxed) {
+            0 => 0,
+            since => now_ns.saturating_sub(since),
+        };
+        Duration::from_nanos(self.total_ns.load(Ordering::Relaxed) + waiting)
+    }
+
+    /// It begins, unless it has begun before.
+    fn begins(&self, now_ns: u64) {
+        _ = self.since_ns.compare_exchange(0, now_ns, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// It ends, if it has begun.
+    fn ends(&self, now_ns: u64) {
+        let since = self.since_ns.swap(0, Ordering::Relaxed);
+        if since != 0 {
+            self.total_ns.fetch_add(now_ns.saturating_sub(since), Ordering::Relaxed);
+        }
+    }
 }
 
 impl Meter {
@@ -222,8 +254,8 @@ impl Meter {
             born: Instant::now(),
             spent_ns: AtomicU64::new(0),
             began_ns: AtomicU64::new(0),
-            slowed_ns: AtomicU64::new(0),
-            slow_since_ns: AtomicU64::new(0),
+            slowed: Wait::default(),
+            queued: Wait::default(),
         })
     }
 
@@ -258,20 +290,12 @@ impl Meter {
 
     /// How long it has waited for computing time of its tenant, until now.
     pub(super) fn slowed(&self) -> Duration {
-        let waiting = match self.slow_since_ns.load(Ordering::Relaxed) {
-            0 => 0,
-            since => self.now_ns().saturating_sub(since),
-        };
-        Duration::from_nanos(self.slowed_ns.load(Ordering::Relaxed) + waiting)
+        self.slowed.until(self.now_ns())
     }
 
-    fn slow_begins(&self) {
-        self.slow_since_ns.store(self.now_ns(), Ordering::Relaxed);
-    }
-
-    fn slow_ends(&self) {
-        let since = self.slow_since_ns.swap(0, Ordering::Relaxed);
-        self.slowed_ns.fetch_add(self.now_ns().saturating_sub(since), Ordering::Relaxed);
+    /// How long it has waited for turns while others had them, until now.
+    pub(super) fn queued(&self) -> Duration {
+        self.queued.until(self.now_ns())
     }
 }
 
@@ -316,13 +340,13 @@ impl<F: Future + Unpin> Metered<F> {
             self.pace = if wait.is_zero() {
                 Pace::Paid
             } else {
-                self.meter.slow_begins();
+                self.meter.slowed.begins(self.meter.now_ns());
                 Pace::Slowed(Box::pin(tokio::time::sleep(wait)))
             };
         }
         if let Pace::Slowed(sleep) = &mut self.pace {
             ready!(sleep.as_mut().poll(cx));
-            self.meter.slow_ends();
+            self.meter.slowed.ends(self.meter.now_ns());
             self.pace = Pace::Paid;
         }
         Poll::Ready(())
@@ -334,7 +358,11 @@ impl<F: Future + Unpin> Future for Metered<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         ready!(self.poll_pay(cx));
-        ready!(self.turn.poll_enter(cx));
+        if self.turn.poll_enter(cx).is_pending() {
+            self.meter.queued.begins(self.meter.now_ns());
+            return Poll::Pending;
+        }
+        self.meter.queued.ends(self.meter.now_ns());
         self.meter.start();
         let result = Pin::new(&mut self.inner).poll(cx);
         let charged = self.meter.stop();
@@ -388,6 +416,27 @@ mod tests {
             let _ = enters(inside);
         }
         order
+    }
+
+    #[test]
+    fn time_in_the_line_is_measured_apart_from_computing() {
+        let gate = Gate::new(1);
+        let mut other = turn(&gate, "other");
+        assert!(enters(&mut other));
+        let meter = Meter::new();
+        let mut call = Metered::new(std::future::ready(()), &gate, &tenant("acme"), &meter, None);
+        let poll = |call: &mut Metered<_>| Pin::new(call).poll(&mut Context::from_waker(Waker::noop()));
+        for _ in 0..2 {
+            assert!(poll(&mut call).is_pending());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(meter.queued() >= Duration::from_millis(20), "{:?}", meter.queued());
+        other.leave();
+        assert!(poll(&mut call).is_ready());
+        let waited = meter.queued();
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(meter.queued(), waited);
+        assert_eq!(meter.slowed(), Duration::ZERO);
     }
 
     #[test]

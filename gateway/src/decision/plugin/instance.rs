@@ -209,8 +209,8 @@ fn set_limits(store: &mut Store<Call>, limits: &CallLimits) {
     store.set_epoch_deadline(1);
 }
 
-/// The wall time is over. If most of it went by in one wait for the engine, or because the tenant had used up its
-/// computing time, that is to blame.
+/// The wall time is over. If most of it went by in one wait for the engine, because the tenant had used up its
+/// computing time, or in the line for a turn at computing, that is to blame.
 fn too_late(call: &Call, limits: &CallLimits, wall: Duration) -> CallError {
     let text = format!("took longer than {} ms: call_limits.wall_ms = {}", limits.wall_ms, limits.wall_ms);
     match call.work.waiting_since {
@@ -218,6 +218,10 @@ fn too_late(call: &Call, limits: &CallLimits, wall: Duration) -> CallError {
             CallError::EngineUnavailable(format!("no answer for {} ms; {text}", since.elapsed().as_millis()))
         }
         _ if call.meter.slowed() >= wall / 2 => slowed_down(limits),
+        _ if call.meter.queued() >= wall / 2 => CallError::Overloaded(format!(
+            "waited {} ms for its turns at computing, behind others; {text}",
+            call.meter.queued().as_millis()
+        )),
         _ => failed(call, FailureKind::WallTime, text),
     }
 }

@@ -1,7 +1,7 @@
 //! From bytes to a plugin: checked, compiled, tried.
 //!
-//! What a tenant uploads goes through `Host::check` once: looked at (`inspect`), its signature verified,
-//! compiled and tried. Every node then loads it from the same bytes with `Host::load`; code that was compiled
+//! What a tenant uploads goes through `Host::check` once: its signature verified, looked at (`inspect`), validated and
+//! compiled by a process of its own and tried. Every node then loads it from the same bytes with `Host::load`; code that was compiled
 //! before comes from memory or from the disk.
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(super) use cache::Cache;
 pub use cache::CodeCache;
 pub use compile::Compiler;
 pub use inspect::{Surface, inspect};
-pub use signature::{Signature, SignatureError, public_key, sign, verify};
+pub use signature::{Signature, SignatureError, digest, public_key, sign, verify};
 pub(super) use worker::code_hash;
 pub use worker::{Orders as CompileOrders, own_program, serve as compile_worker};
 
@@ -227,7 +227,7 @@ impl Host {
         let UploadPolicy { signature_keys, require_signature, .. } = *policy;
         let signed_by =
             verify(tenant, &policy.plugin.name, &digest, signature_keys, require_signature, policy.signature)?;
-        let surface = self.inspect(component.clone()).await?;
+        let surface = self.survey(component.clone()).await?;
         let plugin = self.load(tenant, policy.plugin, policy.limits, component).await?;
         let description = plugin.description.clone();
         Ok(Checked { digest, bytes, imports: surface.imports, exports: surface.exports, description, signed_by })
@@ -276,13 +276,13 @@ impl Host {
             settings: Arc::new(settings.settings.clone()),
             prepared,
             admission: share.admission(limits),
+            warm: match settings.instances {
+                Instances::Fresh => None,
+                Instances::Warm(limits) => Some(WarmPool::new(limits, &self.idle, &share.idle)),
+            },
             routes: Routes::default(),
             share,
             breakers: Breakers::new(),
-            warm: match settings.instances {
-                Instances::Fresh => None,
-                Instances::Warm(limits) => Some(Arc::new(WarmPool::new(limits, &self.idle))),
-            },
             account: self.account(tenant, &settings.name),
             metering: Metering::new(tenant.as_str(), &settings.name),
             host: self.clone(),

@@ -9,6 +9,7 @@ use metrics::{Counter, Gauge, Histogram};
 
 use super::breaker::BreakerState;
 use super::failure::Hook;
+use crate::quota::StoredKind;
 use crate::telemetry::labels;
 
 /// The handles of one plugin, looked up once.
@@ -99,6 +100,15 @@ impl Metering {
             )
             .increment(1);
         }
+    }
+
+    /// What it did was refused for what the tenant would keep in all.
+    pub(super) fn went_over(&self, kind: StoredKind) {
+        metrics::counter!(
+            "plugin_quota_refusals_total",
+            "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone(), "what" => kind.word()
+        )
+        .increment(1);
     }
 
     fn calls(&self, hook: Hook, outcome: &'static str) -> Counter {

@@ -1,8 +1,10 @@
-//! What all plugins of a tenant share on this node: the line of their calls, their computing time, their journal.
+//! What all plugins of a tenant share on this node: the line of their calls, their computing time, their journal, the
+//! places of their idle instances.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 
 use super::admission::Admission;
 use super::budget::Budget;
@@ -15,12 +17,14 @@ pub(super) struct Share {
     admission: Mutex<Arc<Admission>>,
     pub(super) budget: Arc<Budget>,
     pub(super) journal: Arc<Journal>,
+    /// Its places for instances that idle.
+    pub(super) idle: Arc<Semaphore>,
 }
 
 impl Share {
-    pub(super) fn new(journal: Arc<Journal>) -> Arc<Share> {
+    pub(super) fn new(journal: Arc<Journal>, idle: Arc<Semaphore>) -> Arc<Share> {
         let admission = Mutex::new(Arc::new(Admission::new(CallLimits::default().concurrent_calls)));
-        Arc::new(Share { admission, budget: Budget::new(), journal })
+        Arc::new(Share { admission, budget: Budget::new(), journal, idle })
     }
 
     /// The line of the tenant's calls: one for all its plugins, as long as the limit stays.

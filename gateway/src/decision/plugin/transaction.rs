@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::failure::Hook;
 use super::host::Rejection;
 use super::usage::Used;
 use crate::client::ConnectionId;
@@ -54,6 +55,19 @@ pub struct Parts {
     pub reply: Option<Payload>,
     /// To be published once the commit has succeeded.
     pub ephemeral: Vec<Publication>,
+    /// Who wrote state last, if anybody did.
+    pub state_by: Option<Author>,
+    /// Who set timers last, if anybody did.
+    pub timers_by: Option<Author>,
+}
+
+/// The call that did something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Author {
+    /// Of which plugin, by its name within the tenant.
+    pub plugin: Arc<str>,
+    /// What was called.
+    pub hook: Hook,
 }
 
 impl Transaction {
@@ -107,13 +121,14 @@ impl Transaction {
     pub fn into_parts(self) -> Parts {
         let mut commit = Commit::new(self.invocation.id);
         let Some(work) = self.work else {
-            return Parts { commit, reply: None, ephemeral: Vec::new() };
+            return Parts { commit, reply: None, ephemeral: Vec::new(), state_by: None, timers_by: None };
         };
         commit.reads = work.reads.into_iter().map(|(key, read)| (key, read.map(|read| read.version))).collect();
         commit.writes = work.writes.into_iter().collect();
         commit.timers = work.timers.into_iter().collect();
         commit.effects = work.effects;
-        Parts { commit, reply: work.reply, ephemeral: work.ephemeral }
+        let Work { reply, ephemeral, state_by, timers_by, .. } = *work;
+        Parts { commit, reply, ephemeral, state_by, timers_by }
     }
 }
 
@@ -130,6 +145,8 @@ pub(super) struct Work {
     effects: Vec<Effect>,
     ephemeral: Vec<Publication>,
     reply: Option<Payload>,
+    state_by: Option<Author>,
+    timers_by: Option<Author>,
     users: HashMap<Room, Arc<[Arc<str>]>>,
     keys: usize,
     output_bytes: usize,
@@ -162,6 +179,8 @@ impl Work {
             effects: Vec::new(),
             ephemeral: Vec::new(),
             reply: None,
+            state_by: None,
+            timers_by: None,
             users: HashMap::new(),
             keys: 0,
             output_bytes: 0,
@@ -195,6 +214,19 @@ impl Work {
         if self.failed {
             self.discard();
         }
+    }
+
+    /// A call has ended: takes what it used, and notes whose doing what is left is.
+    pub(super) fn take_used(&mut self, plugin: &Arc<str>, hook: Hook) -> Used {
+        let used = std::mem::take(&mut self.used);
+        let author = || Some(Author { plugin: plugin.clone(), hook });
+        if used.keys_written > 0 {
+            self.state_by = author();
+        }
+        if used.timers_set > 0 {
+            self.timers_by = author();
+        }
+        used
     }
 
     fn engine(&self) -> Result<(Arc<dyn Engine>, TenantId), Rejection> {

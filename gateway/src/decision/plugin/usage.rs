@@ -57,6 +57,11 @@ impl Account {
         self.add(1, u64::from(failed));
     }
 
+    /// A call that had ended well came to nothing after all.
+    pub(super) fn failed(&self) {
+        self.add(1, 1);
+    }
+
     /// What a call that ran used.
     pub(super) fn used(&self, cpu: Duration, host_calls: u32, log_lines: usize, used: &Used) {
         let cpu_us = u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX);

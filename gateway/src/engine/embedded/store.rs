@@ -9,14 +9,21 @@ use redb::{
     TableDefinition, TableError, WriteTransaction,
 };
 
+mod totals;
+
+use self::totals::{expired, of_cell};
 use super::OpenError;
 use super::writer::BuryJob;
 use crate::commit::{Commit, CommitId, Millis, StateKey, TimerChange, TimerKey, Version, Versioned, Write};
 use crate::engine::{COMMIT_ID_KEPT_MS, DEAD_TIMERS_MAX, DeadTimer, EngineError, KeyPage, Outcome};
+use crate::quota::{Growth, Stored};
 use crate::tenant::TenantId;
 
 /// The layout below. A file with another number is refused.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+
+/// The same without totals: they are counted when such a file is opened.
+const FORMAT_WITHOUT_TOTALS: u64 = 1;
 
 /// How much one round of sweeping removes of each kind.
 const SWEPT_MAX: usize = 1_000;
@@ -33,6 +40,9 @@ type TimerRow = (&'static str, &'static str, &'static str);
 /// (due, token, data)
 type TimerCell = (Millis, u64, &'static str);
 
+/// (bytes, keys, timers)
+type TotalsCell = (u64, u64, u64);
+
 /// (timer, due, attempts, data, why)
 type DeadCell = (TimerRow, Millis, u32, &'static str, &'static str);
 
@@ -47,6 +57,8 @@ const DONE: TableDefinition<'_, (Millis, u64), (&str, &str, u64)> = TableDefinit
 /// `format`, `epoch` (the latest process's) and `number` (the latest version, token or such)
 /// (number) → (timer, due, attempts, data, why)
 const DEAD: TableDefinition<'_, u64, DeadCell> = TableDefinition::new("dead_timers");
+/// tenant → (bytes, keys, timers) that its plugins keep
+const TOTALS: TableDefinition<'_, &str, TotalsCell> = TableDefinition::new("totals");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// SHA-256 → bytes
 const ARTIFACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("artifacts");
@@ -89,7 +101,7 @@ impl Store {
     pub(super) fn start(db: Database, now: Millis) -> Result<Opened, OpenError> {
         let store = Store { db };
         match store.format().map_err(OpenError::Store)? {
-            FORMAT => store.begin_epoch(now).map_err(OpenError::Store),
+            FORMAT | FORMAT_WITHOUT_TOTALS => store.begin_epoch(now).map_err(OpenError::Store),
             found => Err(OpenError::Format { found, expected: FORMAT }),
         }
     }
@@ -105,6 +117,9 @@ impl Store {
         let mut tables = Tables::open(&txn)?;
         let number = stored(&tables.meta, "number")?.unwrap_or(0);
         let epoch = now.max(stored(&tables.meta, "epoch")?.unwrap_or(0) + 1);
+        if stored(&tables.meta, "format")? == Some(FORMAT_WITHOUT_TOTALS) {
+            tables.count()?;
+        }
         tables.meta.insert("format", FORMAT)?;
         tables.meta.insert("epoch", epoch)?;
         let mut done = Vec::new();
@@ -137,6 +152,12 @@ impl Store {
             Ok(is_alive(expires, now).then(|| Versioned { value: Bytes::copy_from_slice(value), version }))
         };
         keys.iter().map(read).collect()
+    }
+
+    /// See [`Engine::stored`](crate::engine::Engine::stored).
+    pub(super) fn stored(&self, tenant: &TenantId) -> Result<Stored, redb::Error> {
+        let totals = self.db.begin_read()?.open_table(TOTALS)?;
+        Ok(totals.get(tenant.as_str())?.map(|cell| of_cell(cell.value())).unwrap_or_default())
     }
 
     /// See [`Engine::list_keys`](crate::engine::Engine::list_keys).
@@ -206,6 +227,8 @@ impl Store {
                 return Ok(None);
             }
             tables.set_timer(timer.tenant.as_str(), &timer.key, None)?;
+            let gone = Growth { timers: -i64::from(timer.key.is_of_plugins()), ..Growth::default() };
+            tables.grow(timer.tenant.as_str(), gone)?;
             let mut dead = txn.open_table(DEAD)?;
             dead.insert(next(number), (row, timer.due, timer.attempt, &*timer.data, &*job.why))?;
             while dead.len()? > DEAD_TIMERS_MAX as u64 {
@@ -274,12 +297,7 @@ impl Store {
     pub(super) fn sweep(&self, now: Millis) -> Result<bool, redb::Error> {
         let forgotten = now.saturating_sub(2 * COMMIT_ID_KEPT_MS);
         let txn = self.db.begin_read()?;
-        let mut expired = Vec::new();
-        for row in txn.open_table(EXPIRY)?.range(..(now + 1, "", ""))?.take(SWEPT_MAX) {
-            let row = row?.0;
-            let (at, tenant, key) = row.value();
-            expired.push((at, tenant.to_owned(), key.to_owned()));
-        }
+        let expired = expired(&txn.open_table(EXPIRY)?, now)?;
         let done = txn.open_table(DONE)?.range(..(forgotten, 0))?.take(SWEPT_MAX);
         let done = done.map(|row| Ok(row?.0.value())).collect::<Result<Vec<_>, redb::StorageError>>()?;
         if expired.is_empty() && done.is_empty() {
@@ -289,10 +307,7 @@ impl Store {
         txn.set_durability(redb::Durability::None)?;
         {
             let mut tables = Tables::open(&txn)?;
-            for (at, tenant, key) in &expired {
-                tables.expiry.remove((*at, tenant.as_str(), key.as_str()))?;
-                tables.state.remove((tenant.as_str(), key.as_str()))?;
-            }
+            tables.forget(&expired)?;
             for row in &done {
                 tables.done.remove(*row)?;
             }
@@ -312,8 +327,8 @@ fn is_alive(expires: Millis, now: Millis) -> bool {
 
 /// What becomes of a commit.
 pub(super) enum Verdict {
-    /// Its writes, in their order, come to this.
-    Apply(Vec<Change>),
+    /// Its writes, in their order, come to this, and the totals change so.
+    Apply(Vec<Change>, Growth),
     /// It is not applied; this is the answer.
     Refuse(Result<Outcome, EngineError>),
 }
@@ -343,6 +358,7 @@ pub(super) struct Tables<'txn> {
     timers: Table<'txn, TimerRow, TimerCell>,
     due: Table<'txn, (Millis, u64), TimerRow>,
     done: Table<'txn, (Millis, u64), (&'static str, &'static str, u64)>,
+    totals: Table<'txn, &'static str, TotalsCell>,
     meta: Table<'txn, &'static str, u64>,
 }
 
@@ -362,12 +378,27 @@ impl<'txn> Tables<'txn> {
             timers: txn.open_table(TIMERS)?,
             due: txn.open_table(DUE)?,
             done: txn.open_table(DONE)?,
+            totals: txn.open_table(TOTALS)?,
             meta: txn.open_table(META)?,
         })
     }
 
-    pub(super) fn judge(&self, tenant: &TenantId, commit: &Commit, now: Millis) -> Result<Verdict, redb::Error> {
-        judge(&self.state, &self.timers, tenant, commit, now)
+    /// With what the tenant's plugins would keep then. What has expired goes first where it stands in the way.
+    pub(super) fn judge(&mut self, tenant: &TenantId, commit: &Commit, now: Millis) -> Result<Verdict, redb::Error> {
+        let changes = match judge(&self.state, &self.timers, tenant, commit, now)? {
+            Verdict::Apply(changes, _) => changes,
+            refused @ Verdict::Refuse(_) => return Ok(refused),
+        };
+        let mut growth = self.growth(tenant, commit, &changes)?;
+        let Some(most) = &commit.most else { return Ok(Verdict::Apply(changes, growth)) };
+        if self.stored(tenant)?.may_grow(growth, most).is_err() {
+            self.forget(&expired(&self.expiry, now)?)?;
+            growth = self.growth(tenant, commit, &changes)?;
+        }
+        Ok(match self.stored(tenant)?.may_grow(growth, most) {
+            Ok(()) => Verdict::Apply(changes, growth),
+            Err(over) => Verdict::Refuse(Ok(Outcome::OverQuota(over))),
+        })
     }
 
     /// Applies a commit that may be. `number` goes up with everything that needs one; the tokens of
@@ -376,11 +407,12 @@ impl<'txn> Tables<'txn> {
         &mut self,
         stamp: Stamp<'_>,
         commit: &Commit,
-        changes: Vec<Change>,
+        (changes, growth): (Vec<Change>, Growth),
         number: &mut u64,
         settled: &mut Vec<u64>,
     ) -> Result<(), redb::Error> {
         let tenant = stamp.tenant.as_str();
+        self.grow(tenant, growth)?;
         for ((key, _), change) in commit.writes.iter().zip(changes) {
             self.change(tenant, key.as_str(), change, next(number))?;
         }
@@ -498,7 +530,7 @@ fn judge(
             }
         });
     }
-    Ok(Verdict::Apply(changes))
+    Ok(Verdict::Apply(changes, Growth::default()))
 }
 
 /// A decimal number in its one usual form.

@@ -1,5 +1,5 @@
 //! What the embedded engine holds in memory of one tenant, under one lock: its log, who follows
-//! it, who is where, the sessions, and the ids of the commits that were done.
+//! it, who is where, the sessions, and the ids of the commits that were done. What its limits count has a lock of its own.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::feed::Feeder;
 use super::presence::Presence;
+use super::quota::Quota;
 use crate::client::ConnectionId;
 use crate::commit::{Commit, CommitId, Effect, Entry, Millis, Position, Publication, SessionRecord};
 use crate::engine::log::{Limits, Log};
@@ -55,6 +56,8 @@ impl Streams {
 #[derive(Debug)]
 pub(super) struct Stream {
     inner: Mutex<Inner>,
+    /// What its limits count.
+    pub(super) quota: Mutex<Quota>,
 }
 
 #[derive(Debug)]
@@ -86,7 +89,7 @@ impl Stream {
             sessions: HashMap::new(),
             done: Done::default(),
         };
-        Stream { inner: Mutex::new(inner) }
+        Stream { inner: Mutex::new(inner), quota: Mutex::default() }
     }
 
     /// Makes a commit known: to the log, its followers, the registry and the sessions. Answers its

@@ -175,7 +175,7 @@ impl Writer {
                 return Ok(Fate::Refused(Err(absent)));
             }
             Ok(match view.judge(&job.tenant, &job.commit, now).map_err(engine_error)? {
-                Verdict::Apply(_) => Fate::Apply,
+                Verdict::Apply(..) => Fate::Apply,
                 Verdict::Refuse(answer) => Fate::Refused(answer),
             })
         };
@@ -215,10 +215,10 @@ impl Writer {
                 None if applied.contains(&(&job.tenant, &job.commit.id)) => Fate::Again,
                 None if let Err(absent) = self.recordable(job) => Fate::Refused(Err(absent)),
                 None => match tables.judge(&job.tenant, &job.commit, now)? {
-                    Verdict::Apply(changes) => {
+                    Verdict::Apply(changes, growth) => {
                         if job.commit.is_durable() {
                             let stamp = Stamp { tenant: &job.tenant, now, epoch: self.shared.epoch };
-                            tables.apply(stamp, &job.commit, changes, &mut self.number, settled)?;
+                            tables.apply(stamp, &job.commit, (changes, growth), &mut self.number, settled)?;
                         }
                         applied.insert((&job.tenant, &job.commit.id));
                         Fate::Apply

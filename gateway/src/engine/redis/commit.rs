@@ -9,6 +9,7 @@ use super::{RedisEngine, age_ms, script, text};
 use crate::client::ConnectionId;
 use crate::commit::{Commit, StateKey};
 use crate::engine::{COMMIT_ID_KEPT_MS, EngineError, Outcome};
+use crate::quota::{OverQuota, StoredKind};
 use crate::tenant::TenantId;
 
 /// How often a commit with an arrival is sent to a Redis that does not know this node's lease; before each time the
@@ -126,16 +127,29 @@ fn applied(answer: Value) -> Result<Applied, EngineError> {
     let Value::Array(parts) = answer else { return Err(unexpected(&answer)) };
     let mut parts = parts.into_iter();
     let kind = text(parts.next().unwrap_or_default())?;
-    let mut key = || Ok(StateKey::stored(&text(parts.next().unwrap_or_default())?));
     let judged = |outcome| Ok(Applied::Judged(outcome));
     match &*kind {
         "committed" => judged(Outcome::Committed(position(&parts.next().unwrap_or_default())?)),
-        "conflict" => judged(Outcome::Conflict(key()?)),
+        "conflict" => judged(Outcome::Conflict(key(&mut parts)?)),
         "timer-gone" => judged(Outcome::TimerGone),
         "absent" => Ok(Applied::Absent),
         "unleased" => Ok(Applied::Unleased),
         "fenced" => Ok(Applied::Fenced),
-        "not-a-counter" => Err(EngineError::NotACounter(key()?)),
+        "over-quota" => judged(Outcome::OverQuota(over_quota(&mut parts)?)),
+        "not-a-counter" => Err(EngineError::NotACounter(key(&mut parts)?)),
         other => Err(EngineError::Corrupt(format!("the commit script answered {other:?}"))),
     }
+}
+
+fn key(parts: &mut impl Iterator<Item = Value>) -> Result<StateKey, EngineError> {
+    Ok(StateKey::stored(&text(parts.next().unwrap_or_default())?))
+}
+
+/// Reads what would have been beyond, by how much.
+fn over_quota(parts: &mut impl Iterator<Item = Value>) -> Result<OverQuota, EngineError> {
+    let kind = text(parts.next().unwrap_or_default())?;
+    let kind = StoredKind::ALL.into_iter().find(|known| known.word() == kind);
+    let kind = kind.ok_or_else(|| EngineError::Corrupt("a commit was refused for a limit that is none".into()))?;
+    let mut number = || super::number(parts.next().unwrap_or_default());
+    Ok(OverQuota { kind, value: number()?, limit: number()? })
 }

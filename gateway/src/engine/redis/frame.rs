@@ -121,6 +121,7 @@ struct Packed<'a>(
     &'a str,
     Option<&'a str>,
     Option<&'a str>,
+    Option<(u64, u64, u64)>,
 );
 
 /// What the registry of presence needs beside the commit.
@@ -182,6 +183,7 @@ pub(super) fn encode_changes(
         standing.incarnation,
         standing.view,
         standing.leases,
+        commit.most.map(|most| (most.state_bytes, most.state_keys, most.timers)),
     );
     let packed = rmp_serde::to_vec(&packed).map_err(|e| EngineError::Corrupt(e.to_string()))?;
     Ok(Changes { packed, values })

@@ -7,15 +7,19 @@
 //! | name after `ps:{tag}:{tenant}:` | type | what |
 //! |---|---|---|
 //! | `log` | stream | the commits |
-//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints |
+//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints, `m` where memberships changed last; what plugins keep: `b` bytes, `n` keys, `w` timers |
 //! | `ch` | shard channel | the commits, and what is not logged |
 //! | `id:{commit}` | string | the position of an applied commit |
 //! | `k:{key}` | string | a value behind its version |
 //! | `keys`, `exp` | sorted sets | the keys in order; when those with a time to live end |
+//! | `sz` | hash | plugins' keys → bytes of key and value |
 //! | `s:{session}` | string | a session record |
 //! | `c` | hash | connection → namespace, subject, session, incarnation of its node |
 //! | `r:{room}` | sorted set | members |
 //! | `n:{connection}` | set | its rooms |
+//! | `u`, `u:{user}` | sorted sets | seats of the tenant and of a user: `{incarnation}\0{connection}` |
+//! | `ut` | sorted set | incarnations: when they said last that they have seats |
+//! | `b:{bucket}` | string | a bucket's tokens, and when it was looked at |
 //!
 //! | name after `ps:{tag}:` | type | what |
 //! |---|---|---|
@@ -200,6 +204,23 @@ impl TenantKeys {
 
     pub(super) fn room(&self, room: &Room) -> String {
         self.with("r:", room.as_str())
+    }
+
+    /// The seats of all users.
+    pub(super) fn seats(&self) -> String {
+        self.with("u", "")
+    }
+
+    pub(super) fn seats_of(&self, subject: &str) -> String {
+        self.with("u:", subject)
+    }
+
+    pub(super) fn seats_told(&self) -> String {
+        self.with("ut", "")
+    }
+
+    pub(super) fn bucket(&self, name: &str) -> String {
+        self.with("b:", name)
     }
 
     fn with(&self, kind: &str, name: &str) -> String {

@@ -27,11 +27,27 @@ macro_rules! script {
 
 script! {
     /// One commit.
-    COMMIT, "presence.lua", "commit.lua"
+    COMMIT, "presence.lua", "stored.lua", "commit.lua"
+}
+script! {
+    /// What a tenant keeps.
+    TOTALS, "stored.lua", "totals.lua"
 }
 script! {
     /// Puts the registry right with what a node knows.
     REGISTER, "presence.lua", "register.lua"
+}
+script! {
+    /// Takes a seat.
+    TAKE_SEAT, "presence.lua", "take_seat.lua"
+}
+script! {
+    /// Says which seats a node has.
+    KEEP_SEATS, "keep_seats.lua"
+}
+script! {
+    /// Takes tokens out of a bucket.
+    TAKE_TOKENS, "take_tokens.lua"
 }
 script! {
     /// A node's beat.
@@ -51,7 +67,7 @@ script! {
 }
 script! {
     /// Gives a timer up.
-    BURY_TIMER, "bury_timer.lua"
+    BURY_TIMER, "stored.lua", "bury_timer.lua"
 }
 script! {
     /// The top of a log.
@@ -84,6 +100,10 @@ pub(super) async fn load_all(connection: &mut MultiplexedConnection) -> Result<(
         &CLAIM_TIMERS,
         &RELEASE_TIMER,
         &BURY_TIMER,
+        &TOTALS,
+        &TAKE_SEAT,
+        &KEEP_SEATS,
+        &TAKE_TOKENS,
     ];
     for script in all {
         ::redis::cmd("SCRIPT").arg("LOAD").arg(script.source).exec_async(connection).await?;

@@ -208,7 +208,8 @@ pub(super) async fn release(
 pub(super) async fn bury(router: &Arc<Router>, timer: &DueTimer, why: &str) -> Result<bool, EngineError> {
     let link = router.to_tenant(&timer.tenant).link().await?;
     let partition = PartitionKeys::of(keys::partition_of(&timer.tenant));
-    let keys = [&*partition.timers_due(), &*partition.timers_held(), &*partition.timers_dead()];
+    let meta = keys::TenantKeys::of(&timer.tenant).meta();
+    let keys = [&*partition.timers_due(), &*partition.timers_held(), &*partition.timers_dead(), &*meta];
     let (member, kept) = (keys::timer_member(&timer.tenant, &timer.key), DEAD_TIMERS_MAX.to_string());
     let arguments = [member.as_bytes(), timer.token.as_bytes(), why.as_bytes(), kept.as_bytes()];
     let answer = script::BURY_TIMER.run(&mut link.connection(), &keys, &arguments).await;

@@ -19,11 +19,20 @@ pub(super) struct Denied {
     message: String,
     mistakes: Vec<String>,
     allow: Option<String>,
+    /// When it is worth asking again, in seconds.
+    retry_after_s: u32,
 }
 
 impl Denied {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Denied {
-        Denied { status, code, message: message.into(), mistakes: Vec::new(), allow: None }
+        Denied {
+            status,
+            code,
+            message: message.into(),
+            mistakes: Vec::new(),
+            allow: None,
+            retry_after_s: RETRY_AFTER_S,
+        }
     }
 
     pub(super) fn not_found(message: impl Into<String>) -> Denied {
@@ -59,6 +68,11 @@ impl Denied {
         Denied::new(StatusCode::TOO_MANY_REQUESTS, "busy", message)
     }
 
+    /// As often as it may be; worth another try after so many seconds.
+    pub(super) fn too_often(message: impl Into<String>, retry_after_s: u32) -> Denied {
+        Denied { retry_after_s, ..Denied::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit", message) }
+    }
+
     /// The same, with what it is about in front.
     pub(super) fn about(self, what: &str) -> Denied {
         Denied { message: format!("{what}: {}", self.message), ..self }
@@ -76,7 +90,7 @@ impl Denied {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+                headers.insert(RETRY_AFTER, HeaderValue::from(self.retry_after_s));
             }
             _ => {}
         }
@@ -97,6 +111,7 @@ impl From<CatalogError> for Denied {
             CatalogError::ReadOnly { .. } => Denied::new(StatusCode::CONFLICT, "read_only", text),
             CatalogError::Invalid(mistakes) => Denied::mistakes(mistakes),
             CatalogError::Limit { .. } => Denied::new(StatusCode::UNPROCESSABLE_ENTITY, "limit", text),
+            CatalogError::Revoked => Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", text),
             CatalogError::Later { .. } => Denied::new(StatusCode::CONFLICT, "later_format", text),
             CatalogError::Damaged { .. } => Denied::new(StatusCode::INTERNAL_SERVER_ERROR, "damaged", text),
             CatalogError::Engine(EngineError::Ambiguous(_)) => {

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::super::{Answer, answer};
 use super::tenants::subject;
 use super::{Asked, Denied};
+use crate::catalog::{Actor, Catalog};
 use crate::connection::server::Body;
 use crate::gateway::Gateway;
 use crate::tail::{LINES_MAX, Line, Listener, Wanted, about_loss};
@@ -33,6 +34,9 @@ const PIECES_MAX: usize = 16;
 
 /// How long whoever reads may take none of them.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often it is asked whether whoever follows still may.
+const JUDGED_AGAIN_INTERVAL: Duration = Duration::from_secs(15);
 
 /// How often it is looked up which version an unknown digest is.
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(5);
@@ -67,12 +71,31 @@ pub(super) async fn logs(asked: Asked) -> Result<Answer, Denied> {
     }
     let (pieces, body) = mpsc::channel(PIECES_MAX);
     let draining = asked.gateway.tasks.draining().clone();
+    let catalog = asked.gateway.catalog.clone();
+    let actor = asked.actor;
     asked.gateway.tasks.spawn(async move {
-        draining.run_until_cancelled(follow_on(listener, versions, text, pieces)).await;
+        let follow = follow_on(listener, versions, text, pieces);
+        let follow = async move {
+            tokio::select! {
+                () = follow => {}
+                () = until_not_good(&catalog, &actor) => {}
+            }
+        };
+        draining.run_until_cancelled(follow).await;
     });
     let mut answer = Response::new(Body::Pieces(body));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(NDJSON));
     Ok(answer)
+}
+
+/// Ends when whoever follows may not any more, or when that cannot be found out.
+async fn until_not_good(catalog: &Catalog, actor: &Actor) {
+    loop {
+        tokio::time::sleep(JUDGED_AGAIN_INTERVAL).await;
+        if catalog.still_good(actor).await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn follow_on(mut listener: Listener, mut versions: Versions, begin: String, pieces: mpsc::Sender<Bytes>) {

@@ -23,7 +23,7 @@ pub(super) struct Wanted {
     #[serde(default, deserialize_with = "given")]
     events: Option<Option<Vec<Pattern>>>,
     #[serde(default, deserialize_with = "given")]
-    settings: Option<Option<BTreeMap<String, Scalar>>>,
+    settings: Option<Option<BTreeMap<String, Setting>>>,
     #[serde(default, deserialize_with = "given")]
     auto_rollback: Option<Option<bool>>,
     /// Everything else that a `[[plugins]]` of a tenant's file may say; whether it may, the catalog says.
@@ -31,21 +31,19 @@ pub(super) struct Wanted {
     options: Map<String, Value>,
 }
 
-/// A text, or a number or truth as text: what `config.get` answers.
+/// What `config.get` answers: a text as it is, everything else as JSON.
 #[derive(Clone, Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Text(String),
-    Number(serde_json::Number),
-    Truth(bool),
-}
+#[serde(try_from = "Value")]
+struct Setting(String);
 
-impl Scalar {
-    fn text(&self) -> String {
-        match self {
-            Scalar::Text(text) => text.clone(),
-            Scalar::Number(number) => number.to_string(),
-            Scalar::Truth(truth) => truth.to_string(),
+impl TryFrom<Value> for Setting {
+    type Error = &'static str;
+
+    fn try_from(value: Value) -> Result<Setting, &'static str> {
+        match value {
+            Value::Null => Err("a setting is a text, a number, true or false, an array or an object"),
+            Value::String(text) => Ok(Setting(text)),
+            other => Ok(Setting(other.to_string())),
         }
     }
 }
@@ -225,7 +223,7 @@ impl Wanted {
         if let Some(settings) = &self.settings {
             // What comes back as it was shown would replace the real one.
             let back = settings.iter().flatten().filter(|(_, value)| {
-                let text = value.text();
+                let text = &value.0;
                 text == SET || text.contains(NOT_SHOWN)
             });
             let back: Vec<_> =
@@ -234,7 +232,7 @@ impl Wanted {
                 return Err(CatalogError::Invalid(back));
             }
             let settings = settings.iter().flatten();
-            plugin.settings = settings.map(|(name, value)| (name.clone(), value.text())).collect();
+            plugin.settings = settings.map(|(name, value)| (name.clone(), value.0.clone())).collect();
         }
         if let Some(auto_rollback) = self.auto_rollback {
             plugin.auto_rollback = auto_rollback.unwrap_or_default();
@@ -284,12 +282,14 @@ mod tests {
     #[test]
     fn what_is_absent_stays_and_null_takes_it_back() {
         let all = wanted(json!({
-            "role": "handler", "events": ["a*"], "settings": { "n": 5, "on": true, "s": "x" }, "position": 3,
+            "role": "handler", "events": ["a*"], "position": 3,
+            "settings": { "n": 5, "on": true, "s": "x", "colors": { "a": [1, null] } },
             "auto_rollback": true, "instances": "warm",
         }));
         let plugin = all.applied(None, "echo").unwrap();
         assert_eq!((plugin.role, plugin.position, plugin.auto_rollback), (Role::Handler, 3, true));
         assert_eq!((&*plugin.settings["n"], &*plugin.settings["on"], &*plugin.settings["s"]), ("5", "true", "x"));
+        assert_eq!(plugin.settings["colors"], r#"{"a":[1,null]}"#);
         assert_eq!(plugin.options["instances"], "warm");
         let same = wanted(json!({})).applied(Some(plugin.clone()), "echo").unwrap();
         assert_eq!(same, plugin);
@@ -297,6 +297,8 @@ mod tests {
         let bare = bare.applied(Some(plugin), "echo").unwrap();
         assert!(bare.events.is_none() && bare.settings.is_empty() && bare.options.is_empty() && bare.position == 0);
         assert!(bare.auto_rollback);
+        let null = serde_json::from_value::<Wanted>(json!({ "settings": { "n": null } }));
+        assert!(null.err().is_some_and(|error| error.to_string().contains("a setting is a text")));
     }
 
     #[test]
@@ -313,14 +315,15 @@ mod tests {
 
     #[test]
     fn a_plugins_own_settings_are_for_whoever_may_change_them() {
-        let written = [("api_token", "x"), ("words", "3"), ("dsn", "pg://u:p@h/x")];
+        let written =
+            [("api_token", "x"), ("words", "3"), ("dsn", "pg://u:p@h/x"), ("mail", r#"{"host":"h","password":"p"}"#)];
         let settings = written.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let plugin = PluginRecord { settings, ..PluginRecord::new("echo", Role::Handler) };
         for scope in [Scope::Operator, Scope::TenantAdmin] {
-            let seen = json!({ "api_token": "(secret)", "words": "3", "dsn": "pg://(secret)@h/x" });
+            let seen = json!({ "api_token": "(secret)", "words": "3", "dsn": "pg://(secret)@h/x", "mail": r#"{"host":"h","password":"(secret)"}"# });
             assert_eq!(shown(&plugin, scope)["settings"], seen);
         }
-        let seen = json!({ "api_token": "(set)", "words": "(set)", "dsn": "(set)" });
+        let seen = json!({ "api_token": "(set)", "words": "(set)", "dsn": "(set)", "mail": "(set)" });
         assert_eq!(shown(&plugin, Scope::TenantRead)["settings"], seen);
     }
 }

@@ -10,8 +10,9 @@ use super::{Asked, Denied, Done, body, no_tenant, ok, route::Need};
 use crate::catalog::{CatalogError, PAGE_MAX, Scope, TenantRecord, UsageRow, day_of};
 use crate::commit::now_ms;
 use crate::config::{Mistakes, NOT_SHOWN, tenant_from_json, without_secrets};
+use crate::decision::pipeline::Pipeline;
 use crate::gateway::Gateway;
-use crate::tenant::TenantId;
+use crate::tenant::{Role, TenantId};
 
 /// How many tenants one call lists unless it says otherwise, and at most.
 const LISTED: usize = 100;
@@ -76,7 +77,7 @@ pub(super) async fn list(asked: Asked) -> Done {
             None => {
                 let plugins = catalog.plugins(&record.name).await?.len();
                 let mut tenant = listed(name, "api", record.disabled, plugins);
-                let troubles = catalog.troubles(&record.name);
+                let troubles = troubles(&asked.gateway, &record.name);
                 if !troubles.is_empty() {
                     tenant["troubles"] = troubles.into();
                 }
@@ -141,8 +142,23 @@ fn shown(gateway: &Gateway, record: &TenantRecord) -> Value {
         "warnings": warnings,
         // Settings that an earlier version took and this one does not.
         "mistakes": mistakes,
-        "troubles": gateway.catalog.troubles(&record.name),
+        "troubles": troubles(gateway, &record.name),
     })
+}
+
+/// What is wrong with a tenant here: what this node cannot serve as written, and what nobody would notice but its clients.
+fn troubles(gateway: &Gateway, name: &TenantId) -> Vec<String> {
+    let mut troubles = gateway.catalog.troubles(name);
+    let served = gateway.tenant(name.as_str()).filter(|tenant| !tenant.settings().disabled);
+    let nobody_decides =
+        |pipeline: &Pipeline| pipeline.authorizer.is_none() && pipeline.missing(Role::Authorizer, None).is_none();
+    if served.is_some_and(|tenant| nobody_decides(&tenant.pipeline.load())) {
+        troubles.push(
+            "there is no authorizer, so nobody can connect: push a component for a plugin with the role authorizer"
+                .to_owned(),
+        );
+    }
+    troubles
 }
 
 /// A tenant of a file, as the file is now: the node may run with what it was at its start.
@@ -269,7 +285,8 @@ pub(super) async fn usage(asked: Asked) -> Done {
     subject(&asked.gateway, id).await?;
     let (from, to) = days(&asked.query);
     let rows = asked.gateway.catalog.usage(id, &from, &to).await?;
-    Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows) })))
+    let stored = asked.gateway.engine.stored(id).await.map_err(CatalogError::Engine)?;
+    Ok(ok(json!({ "tenant": id, "from": from, "to": to, "days": by_day(rows), "stored": stored })))
 }
 
 fn days(query: &Query) -> (String, String) {

@@ -23,19 +23,16 @@ pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap) -> Result<Acto
     if let Some(expected) = &gateway.config.admin_token
         && same(token.as_bytes(), &expected.0)
     {
-        return Ok(Actor { name: OF_THE_SETTINGS.into(), scope: Scope::Operator, tenant: None });
+        return Ok(Actor::gateway(OF_THE_SETTINGS));
     }
-    match gateway.catalog.token_of(&token).await? {
-        Some(record) => Ok(record.actor()),
-        None => {
-            Err(Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", "this token is not, or not any more, good here"))
-        }
-    }
+    gateway.catalog.actor_of(&token).await?.ok_or_else(|| {
+        Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", "this token is not, or not any more, good here")
+    })
 }
 
 /// Without a token: is there any that would be good?
 async fn nobody(gateway: &Gateway) -> Result<Denied, Denied> {
-    if gateway.config.admin_token.is_none() && gateway.catalog.tokens().await?.is_empty() {
+    if gateway.config.admin_token.is_none() && !gateway.catalog.has_tokens().await? {
         let text = "the admin API is off: start the gateway with the setting admin_token (POSTERN_ADMIN_TOKEN, 32 \
                     characters or more) and send it as Authorization: Bearer";
         return Ok(Denied::new(StatusCode::FORBIDDEN, "admin_disabled", text));
@@ -70,7 +67,8 @@ mod tests {
     fn each_scope_may_what_it_is_for_and_only_its_own_tenant() {
         let tenant = |name| TenantId::parse(name).unwrap();
         let (own, other) = (tenant("own"), tenant("other"));
-        let actor = |scope, tenant: Option<&TenantId>| Actor { name: "t".into(), scope, tenant: tenant.cloned() };
+        let actor =
+            |scope, tenant: Option<&TenantId>| Actor { name: "t".into(), scope, tenant: tenant.cloned(), token: None };
         let operator = actor(Scope::Operator, None);
         let admin = actor(Scope::TenantAdmin, Some(&own));
         let reader = actor(Scope::TenantRead, Some(&own));

@@ -9,15 +9,15 @@ use hyper::StatusCode;
 use hyper::http::HeaderMap;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 use super::body::{self, UPLOAD_TIMEOUT};
 use super::denied::Denied;
 use super::plugins::{Wanted, no_plugin};
+use super::query::Query;
 use super::{Asked, Done};
 use crate::catalog::{self, CatalogError, NewVersion, PluginRecord, ROLLOUT_DEADLINE, VersionRecord};
 use crate::config::{Mistakes, plugin_from_json, tenant_from_json};
-use crate::decision::plugin::{LoadError, Signature, SignatureError, UploadPolicy};
+use crate::decision::plugin::{LoadError, Signature, SignatureError, UploadPolicy, digest};
 use crate::gateway::Gateway;
 use crate::tenant::{PluginSettings, Role, Tenant, TenantId};
 
@@ -72,7 +72,8 @@ pub(super) async fn upload(asked: Asked) -> Done {
     let (id, name) = (asked.tenant()?.clone(), asked.names.plugin.clone());
     let activate = asked.query.truth("activate")?;
     // What cannot be taken whatever it is, is refused before its bytes are.
-    let Place { settings, plugin, is_there } = place(&asked, &id, &name).await?;
+    let role = role(&asked.query)?;
+    place(&asked.gateway, role, &id, &name).await?;
     let signature = signature(&asked.headers)?;
     let _place = Uploading::begin(&id)?;
     if let Some(stay) = &asked.stay {
@@ -81,12 +82,16 @@ pub(super) async fn upload(asked: Asked) -> Done {
     }
     let component = body::upload(asked.body, asked.gateway.config.plugins.component_bytes_max).await?;
     is_what_was_sent(&asked.headers, &component)?;
+    // Minutes may have gone by: who was let in then may be nobody by now, and what a component is held against another.
+    asked.gateway.catalog.still_good(&asked.actor).await?;
+    let Place { settings, plugin, is_there } = place(&asked.gateway, role, &id, &name).await?;
     let document = Value::Object(settings);
     let tenant = tenant_from_json(&id, &document, asked.gateway.config.demo).map_err(mistakes)?.0;
     let plugin_settings = plugin_from_json(&name, &plugin.document()).map_err(mistakes)?;
     let checked = check(&asked.gateway, &tenant, &plugin_settings, signature.as_ref(), component.clone()).await?;
     let catalog = &asked.gateway.catalog;
-    // Only now: an upload that is refused leaves nothing behind.
+    // Only now: an upload that is refused leaves nothing behind, in the engine's store neither.
+    catalog.still_good(&asked.actor).await?;
     if !is_there {
         let wanted = Wanted::of_role(plugin.role);
         let made = catalog.change_plugin(&asked.actor, &id, &name, "plugin.put", |there| match there {
@@ -132,21 +137,23 @@ struct Place {
     is_there: bool,
 }
 
-async fn place(asked: &Asked, id: &TenantId, name: &str) -> Result<Place, Denied> {
-    let catalog = &asked.gateway.catalog;
+/// What a plugin is to do that is not there yet.
+fn role(query: &Query) -> Result<Option<Role>, Denied> {
+    match query.text("role") {
+        None => Ok(None),
+        Some("authorizer") => Ok(Some(Role::Authorizer)),
+        Some("router") => Ok(Some(Role::Router)),
+        Some("handler") => Ok(Some(Role::Handler)),
+        Some(other) => Err(Denied::invalid(format!("role must be authorizer, router or handler, not {other:?}"))),
+    }
+}
+
+async fn place(gateway: &Gateway, role: Option<Role>, id: &TenantId, name: &str) -> Result<Place, Denied> {
+    let catalog = &gateway.catalog;
     if let Some(file) = catalog.file_of(id) {
         return Err(CatalogError::ReadOnly { tenant: id.clone(), file: file.clone() }.into());
     }
     let tenant = catalog.tenant(id).await?.ok_or_else(|| super::no_tenant(id.as_str()))?;
-    let role = match asked.query.text("role") {
-        None => None,
-        Some("authorizer") => Some(Role::Authorizer),
-        Some("router") => Some(Role::Router),
-        Some("handler") => Some(Role::Handler),
-        Some(other) => {
-            return Err(Denied::invalid(format!("role must be authorizer, router or handler, not {other:?}")));
-        }
-    };
     let wanted = role.map(Wanted::of_role).unwrap_or_default();
     let there = catalog.plugin(id, name).await?;
     let is_there = there.is_some();
@@ -160,7 +167,7 @@ fn mistakes(Mistakes(mistakes): Mistakes) -> Denied {
 /// Bytes that were changed on their way are not what the sender meant.
 fn is_what_was_sent(headers: &HeaderMap, component: &Bytes) -> Result<(), Denied> {
     let Some(expected) = headers.get(DIGEST) else { return Ok(()) };
-    let digest: String = Sha256::digest(component).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest(component);
     if expected.as_bytes().eq_ignore_ascii_case(digest.as_bytes()) {
         return Ok(());
     }

@@ -8,6 +8,7 @@ use super::super::{Answer, json_answer};
 use crate::decision::Undecided;
 use crate::engine::EngineError;
 use crate::event::Refusal;
+use crate::quota::OverQuota;
 
 /// When it is worth asking again after the engine was away, in milliseconds.
 const RETRY_AFTER_MS: u64 = 2_000;
@@ -80,6 +81,7 @@ impl From<Undecided> for Denied {
                 _ => StatusCode::UNPROCESSABLE_ENTITY,
             },
             Undecided::Unauthorized(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Undecided::Failed(refused) if OverQuota::is_why(refused) => StatusCode::UNPROCESSABLE_ENTITY,
             Undecided::Later(refused) if refused.code == "rate_limit" => StatusCode::TOO_MANY_REQUESTS,
             Undecided::Failed(_) | Undecided::Later(_) | Undecided::Engine(_) | Undecided::TimerGone => {
                 StatusCode::SERVICE_UNAVAILABLE

@@ -9,11 +9,18 @@ use sha2::{Digest as _, Sha256};
 use super::denied::Denied;
 use super::route::Route;
 use crate::connection::upgrade;
+use crate::engine::Engine;
 use crate::gateway::LiveTenant;
+use crate::rates::Shared;
 use crate::tenant::{ApiRight, BACKEND_TOKEN_ID, Tenant};
 
 /// The id of the key that comes with a request, if it is good for this.
-pub(super) fn permitted(tenant: &LiveTenant, route: &Route, headers: &HeaderMap) -> Result<Arc<str>, Denied> {
+pub(super) async fn permitted(
+    engine: &dyn Engine,
+    tenant: &LiveTenant,
+    route: &Route,
+    headers: &HeaderMap,
+) -> Result<Arc<str>, Denied> {
     let settings = tenant.settings();
     if settings.backend_token.is_none() && settings.api_keys.is_empty() {
         let text = "this tenant's HTTP API is off (settings backend_token, api_keys)";
@@ -33,7 +40,9 @@ pub(super) fn permitted(tenant: &LiveTenant, route: &Route, headers: &HeaderMap)
         return Err(Denied::new(StatusCode::FORBIDDEN, "forbidden", text));
     }
     let rate = settings.limits.api_requests_per_minute;
-    tenant.api_rates.take(&id, rate).map_err(|refusal| Denied::because(StatusCode::TOO_MANY_REQUESTS, refusal))?;
+    let shared = Shared { engine, tenant: &tenant.id };
+    let taken = tenant.api_rates.take(shared, &id, rate).await;
+    taken.map_err(|refusal| Denied::because(StatusCode::TOO_MANY_REQUESTS, refusal))?;
     Ok(id)
 }
 

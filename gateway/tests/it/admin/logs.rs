@@ -1,6 +1,7 @@
 //! What a tenant's plugins say, wherever they run.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -125,4 +126,26 @@ fn a_plugin_that_keeps_failing_is_seen_with_its_breaker_and_what_it_used_is_acco
         echo.as_object()
             .is_some_and(|echo| echo.iter().any(|(what, count)| what.contains("call") && count.as_i64() > Some(10)))
     });
+}
+
+#[test]
+fn whoever_follows_with_a_token_that_is_revoked_is_sent_away() {
+    let node = node(Vec::new());
+    operate(&node, "POST", "/tenants", json!({ "name": "acme" }));
+    let made = operate(&node, "POST", "/tokens", json!({ "name": "eve", "scope": "tenant-read", "tenant": "acme" }));
+    let mut stream = TcpStream::connect(node.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "GET /admin/v1/tenants/acme/logs?follow=true HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: \
+         close\r\n\r\n",
+        made["secret"].as_str().unwrap()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    operate(&node, "DELETE", &format!("/tokens/{}", made["id"].as_str().unwrap()), Value::Null);
+    let began = Instant::now();
+    stream.read_to_end(&mut Vec::new()).expect("the answer ends");
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
 }

@@ -59,6 +59,51 @@ fn an_upload_that_is_not_taken_says_why_and_leaves_nothing_behind() {
     assert_eq!((status, &again["version"], &again["existed"]), (201, &json!(1), &json!(true)));
 }
 
+/// Sends a component slowly: what `meanwhile` does lies between its first bytes and the rest.
+fn slow_upload(node: &Node, bearer: &str, component: &[u8], meanwhile: impl FnOnce()) -> (u16, Value) {
+    let mut stream = TcpStream::connect(node.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let path = "/admin/v1/tenants/acme/plugins/echo/versions?role=handler&activate=true";
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nauthorization: Bearer {bearer}\r\ncontent-length: {}\r\nhost: {}\r\nconnection: \
+         close\r\n\r\n",
+        component.len(),
+        node.address
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&component[..1_000]).unwrap();
+    // So that the token has been looked at.
+    std::thread::sleep(Duration::from_millis(500));
+    meanwhile();
+    stream.write_all(&component[1_000..]).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let answer = text(&answer);
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
+}
+
+#[test]
+fn what_changes_while_a_component_is_sent_holds_for_it() {
+    let node = node(Vec::new());
+    operate(&node, "POST", "/tenants", json!({ "name": "acme" }));
+    let good = std::fs::read(component("bench")).unwrap();
+    let made = operate(&node, "POST", "/tokens", json!({ "name": "eve", "scope": "tenant-admin", "tenant": "acme" }));
+    let revoke = || {
+        operate(&node, "DELETE", &format!("/tokens/{}", made["id"].as_str().unwrap()), Value::Null);
+    };
+    let (status, refusal) = slow_upload(&node, made["secret"].as_str().unwrap(), &good, revoke);
+    assert_eq!((status, &refusal["error"]["code"]), (401, &json!("unauthorized")), "{refusal}");
+    let sign = || {
+        operate(&node, "PATCH", "/tenants/acme/settings", json!({ "require_signature": true }));
+    };
+    let (status, refusal) = slow_upload(&node, OPERATOR, &good, sign);
+    assert_eq!(status, 422, "{refusal}");
+    assert!(refusal["error"]["message"].as_str().unwrap().contains("require_signature"), "{refusal}");
+    let plugins = ask(&node, OPERATOR, "GET", "/tenants/acme/plugins", None).1;
+    assert_eq!(plugins["plugins"], json!([]));
+}
+
 #[test]
 fn what_says_that_it_is_too_large_is_refused_before_it_is_sent() {
     let node = node(Vec::new());
@@ -86,6 +131,30 @@ fn a_document_that_does_not_come_is_not_waited_for_without_end() {
     let (status, refusal) = raw(&node, &head, b"{");
     assert_eq!((status, &refusal["error"]["code"]), (408, &json!("too_slow")));
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_component_that_stands_still_is_given_up_and_its_place_is_free_again() {
+    let node = node(Vec::new());
+    operate(&node, "POST", "/tenants", json!({ "name": "acme" }));
+    let path = "/tenants/acme/plugins/echo/versions?role=handler";
+    let good = std::fs::read(component("bench")).unwrap();
+    let length = good.len();
+    let head =
+        format!("POST /admin/v1{path} HTTP/1.1\r\nauthorization: Bearer {OPERATOR}\r\ncontent-length: {length}\r\n");
+    let began = Instant::now();
+    // As many as a tenant may have.
+    std::thread::scope(|scope| {
+        let stalled = || raw(&node, &head, &good[..length / 2]);
+        for upload in [scope.spawn(stalled), scope.spawn(stalled)] {
+            let (status, refusal) = upload.join().unwrap();
+            assert_eq!((status, &refusal["error"]["code"]), (408, &json!("too_slow")), "{refusal}");
+            assert!(refusal["error"]["message"].as_str().unwrap().contains("stand still for 15 s"), "{refusal}");
+        }
+    });
+    let waited = began.elapsed();
+    assert!((14..25).contains(&waited.as_secs()), "{waited:?}");
+    assert_eq!(upload(&node, path, "", &good).0, 201);
 }
 
 #[test]

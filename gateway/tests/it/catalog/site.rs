@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use postern::catalog::{
-    Actor, Catalog, NewVersion, PluginRecord, RolloutState, RolloutStatus, Scope, Signature, TenantRecord,
+    Actor, Catalog, NewVersion, PluginRecord, RolloutState, RolloutStatus, Signature, TenantRecord,
 };
 use postern::commit::{StateKey, now_ms};
 use postern::decision::plugin;
@@ -36,8 +36,7 @@ pub(super) fn id(name: &str) -> TenantId {
 }
 
 pub(super) fn operator() -> &'static Actor {
-    static OPERATOR: LazyLock<Actor> =
-        LazyLock::new(|| Actor { name: "ops".into(), scope: Scope::Operator, tenant: None });
+    static OPERATOR: LazyLock<Actor> = LazyLock::new(|| Actor::gateway("ops"));
     &OPERATOR
 }
 

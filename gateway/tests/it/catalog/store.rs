@@ -76,11 +76,13 @@ on_both! {
     changes_at_the_same_moment_are_all_done,
     a_plugin_goes_together_with_its_tenants_others,
     the_same_component_again_is_the_same_version_and_old_versions_go,
+    the_components_of_a_tenant_have_a_bound_together,
     a_version_becomes_active_when_every_node_has_it_and_is_rolled_back_at_once,
     a_node_that_cannot_load_a_version_ends_its_roll_out,
     a_tenant_in_a_file_is_not_changed,
     what_a_later_version_wrote_is_refused_and_the_others_are_read,
     tokens_hold_until_they_are_revoked_on_every_node,
+    whoever_was_let_in_with_a_token_changes_nothing_after_its_end,
     accounts_are_added_once_and_told_by_the_day,
 }
 
@@ -89,7 +91,7 @@ fn id(name: &str) -> TenantId {
 }
 
 fn operator() -> Actor {
-    Actor { name: "ops".into(), scope: Scope::Operator, tenant: None }
+    Actor::gateway("ops")
 }
 
 async fn create(catalog: &Catalog, name: &str, settings: Value) -> Result<Option<TenantRecord>, CatalogError> {
@@ -177,7 +179,7 @@ async fn the_audit_log_says_who_changed_what_and_shows_no_secret(kept: Kept) {
         tenant.settings.insert("relay".into(), json!(["a"]));
         Ok(Some(tenant))
     };
-    let eve = Actor { name: "eve".into(), scope: Scope::TenantAdmin, tenant: Some(id("acme")) };
+    let eve = Actor { name: "eve".into(), scope: Scope::TenantAdmin, tenant: Some(id("acme")), token: None };
     kept.one.change_tenant(&eve, &id("acme"), "tenant.settings", relays).await.unwrap();
     let all = kept.two.audit(None, None, 10).await.unwrap();
     let what: Vec<_> = all.iter().map(|record| (&*record.by, &*record.what)).collect();
@@ -249,6 +251,31 @@ async fn the_same_component_again_is_the_same_version_and_old_versions_go(kept: 
     assert!(echo.version(2).is_none() && echo.version(25).is_some());
     let bytes = kept.two.component(&echo.version(25).unwrap().digest).await.unwrap();
     assert_eq!(&bytes[..], b"component 25");
+}
+
+async fn the_components_of_a_tenant_have_a_bound_together(kept: Kept) {
+    let bounded = Catalog::bounded(kept.engine.clone(), HashMap::new(), false, 1_000);
+    for tenant in ["acme", "other"] {
+        create(&bounded, tenant, json!({})).await.unwrap();
+        plugin(&bounded, tenant, "first", Role::Handler).await.unwrap();
+        plugin(&bounded, tenant, "second", Role::Handler).await.unwrap();
+    }
+    let text = |letter: &str| letter.repeat(400);
+    upload(&bounded, "acme", "first", &text("a")).await;
+    upload(&bounded, "acme", "second", &text("b")).await;
+    upload(&bounded, "other", "first", &text("c")).await;
+    // What nothing needs goes first.
+    assert_eq!(upload(&bounded, "acme", "first", &text("d")).await, (2, false));
+    let first = bounded.plugin(&id("acme"), "first").await.unwrap().unwrap();
+    assert_eq!(first.versions.iter().map(|version| version.version).collect::<Vec<_>>(), [2]);
+    // The same again needs no room.
+    assert_eq!(upload(&bounded, "acme", "first", &text("d")).await, (2, true));
+    let new = NewVersion { digest: "e".repeat(64).into(), ..NewVersion::default() };
+    let refused =
+        bounded.add_version(&operator(), &id("acme"), "first", new, Bytes::from(vec![0; 700])).await.unwrap_err();
+    assert!(matches!(refused, CatalogError::Limit { value: 1_100, limit: 1_000, .. }), "{refused:?}");
+    assert!(refused.to_string().contains("admin.component_bytes_per_tenant"), "{refused}");
+    assert_eq!(kept.engine.artifact(&"e".repeat(64)).await.unwrap(), None, "it was stored all the same");
 }
 
 async fn a_version_becomes_active_when_every_node_has_it_and_is_rolled_back_at_once(kept: Kept) {
@@ -352,7 +379,7 @@ async fn tokens_hold_until_they_are_revoked_on_every_node(kept: Kept) {
     };
     let (record, text) = kept.one.create_token(&operator(), new("eve", None)).await.unwrap();
     let known = kept.two.token_of(&text).await.unwrap().unwrap();
-    assert_eq!((&known.id, known.actor().tenant), (&record.id, Some(id("acme"))));
+    assert_eq!((&known.id, known.tenant), (&record.id, Some(id("acme"))));
     let forged = format!("{}x", &text[..text.len() - 1]);
     for wrong in [&*forged, "", "postern_", "postern_../../tenant/acmexxxxxxxxx", &text[1..], &format!("{text}x")] {
         assert_eq!(kept.two.token_of(wrong).await.unwrap(), None, "{wrong}");
@@ -370,6 +397,40 @@ async fn tokens_hold_until_they_are_revoked_on_every_node(kept: Kept) {
     let nobody = NewToken { tenant: None, ..new("", Some(1)) };
     let refused = kept.one.create_token(&operator(), nobody).await.unwrap_err();
     assert!(matches!(&refused, CatalogError::Invalid(all) if all.len() == 3), "{refused}");
+}
+
+async fn whoever_was_let_in_with_a_token_changes_nothing_after_its_end(kept: Kept) {
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    let new = |name: &str, expires_ms| NewToken {
+        name: name.into(),
+        scope: Scope::TenantAdmin,
+        tenant: Some(id("acme")),
+        expires_ms,
+    };
+    let change = async |by: &Actor, name: &str| {
+        let new = |_| Ok(Some(PluginRecord::new(name, Role::Handler)));
+        kept.one.change_plugin(by, &id("acme"), name, "plugin.create", new).await.map(drop)
+    };
+    let (record, text) = kept.one.create_token(&operator(), new("eve", None)).await.unwrap();
+    let eve = kept.one.actor_of(&text).await.unwrap().unwrap();
+    change(&eve, "good").await.unwrap();
+    kept.one.still_good(&eve).await.unwrap();
+    kept.two.revoke_token(&operator(), &record.id).await.unwrap();
+    let (_, text) = kept.one.create_token(&operator(), new("brief", Some(now_ms() + 1_000))).await.unwrap();
+    let brief = kept.one.actor_of(&text).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    for by in [&eve, &brief] {
+        let refused = change(by, "evil").await;
+        assert!(matches!(refused, Err(CatalogError::Revoked)), "{}: {refused:?}", by.name);
+        let refused = kept.one.add_version(by, &id("acme"), "good", NewVersion::default(), Bytes::new()).await;
+        assert!(matches!(refused, Err(CatalogError::Revoked)), "{}: {refused:?}", by.name);
+        assert!(matches!(kept.one.still_good(by).await, Err(CatalogError::Revoked)));
+    }
+    assert_eq!(kept.two.plugins(&id("acme")).await.unwrap().len(), 1);
+    // A token can end itself.
+    let (record, text) = kept.one.create_token(&operator(), new("last", None)).await.unwrap();
+    let last = kept.one.actor_of(&text).await.unwrap().unwrap();
+    kept.one.revoke_token(&last, &record.id).await.unwrap();
 }
 
 async fn accounts_are_added_once_and_told_by_the_day(kept: Kept) {

@@ -128,3 +128,26 @@ pub(crate) fn jumps(blocks: usize, tables: usize) -> Vec<u8> {
     (0..blocks).for_each(|_| code.push(0x0b));
     body(0, &code)
 }
+
+/// A component of functions of almost 1 MiB, each a table of a million jumps out of a block with `results` results:
+/// whoever validates it takes and gives all of them for each jump. Unless `holds`, one more function is not valid.
+pub(crate) fn branches(functions: usize, results: usize, holds: bool) -> Vec<u8> {
+    let block = [vec![0x60, 0], leb(results), vec![0x7f; results]].concat();
+    let types = counted(&[vec![0x60, 0, 0], block]);
+    let targets = (1 << 20) - results * 3 - 64;
+    let mut code = vec![0x02, 1];
+    // i32.const 0, for each result and for the table.
+    (0..=results).for_each(|_| code.extend([0x41, 0]));
+    code.push(0x0e);
+    code.extend(leb(targets));
+    code.resize(code.len() + targets + 1, 0);
+    code.push(0x0b);
+    // drop
+    code.resize(code.len() + results, 0x1a);
+    let mut bodies = vec![sized(&body(0, &code)); functions];
+    if !holds {
+        bodies.push(sized(&body(0, &[0x1a])));
+    }
+    let module = with_section(&with_section(CORE, 1, &types), 3, &counted(&vec![vec![0]; bodies.len()]));
+    with_section(COMPONENT, 1, &with_section(&module, 10, &counted(&bodies)))
+}

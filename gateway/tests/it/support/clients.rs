@@ -200,7 +200,7 @@ impl Drop for Clients {
 }
 
 /// Does `value` have everything that `wanted` has?
-fn contains(value: &Value, wanted: &Value) -> bool {
+pub(crate) fn contains(value: &Value, wanted: &Value) -> bool {
     match (value, wanted) {
         (Value::Object(value), Value::Object(wanted)) => {
             wanted.iter().all(|(key, wanted)| value.get(key).is_some_and(|value| contains(value, wanted)))

@@ -18,11 +18,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::now_s;
+use super::tls::acceptor;
 
 /// A key pair of the folder `tests/keys`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,13 +99,7 @@ impl KeyServer {
 
     /// Over TLS, with a certificate chain and its key in PEM.
     pub(crate) fn with_tls(document: String, certificate: &Path, key: &Path) -> KeyServer {
-        let chain = CertificateDer::pem_file_iter(certificate).expect("a certificate");
-        let chain = chain.map(|certificate| certificate.expect("a certificate")).collect();
-        let key = PrivateKeyDer::from_pem_file(key).expect("a key");
-        let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
-        let config = config.with_no_client_auth().with_single_cert(chain, key).expect("a certificate and its key");
-        KeyServer::with(document, Some(TlsAcceptor::from(Arc::new(config))))
+        KeyServer::with(document, Some(acceptor(certificate, key)))
     }
 
     fn with(document: String, tls: Option<TlsAcceptor>) -> KeyServer {

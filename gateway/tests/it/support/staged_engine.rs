@@ -1,6 +1,7 @@
 //! A real engine with a staged fault: reads take their time, or are not answered, or are not checked, memberships
 //! that were committed are lost, or it is away for a while.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,8 +14,9 @@ use postern::commit::{
 };
 use postern::engine::{
     DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Feed, Follower, Health, KeyPage, Member, NodeStat,
-    Orphan, Outcome, Range, Registration,
+    Orphan, Outcome, Range, Registration, Seat, SeatLimits, Seating, Tokens,
 };
+use postern::quota::Stored;
 use postern::room::Room;
 use postern::tenant::TenantId;
 use tokio::sync::{mpsc, watch};
@@ -96,6 +98,9 @@ impl Engine for StagedEngine {
     }
     async fn publish_ephemeral(&self, tenant: &TenantId, publication: Publication) -> Answer<()> {
         self.inner.publish_ephemeral(tenant, publication).await
+    }
+    async fn stored(&self, tenant: &TenantId) -> Answer<Stored> {
+        self.inner.stored(tenant).await
     }
     async fn follow(&self, tenant: &TenantId) -> Answer<Follower> {
         let Follower { position, feed: mut whole } = self.inner.follow(tenant).await?;
@@ -189,6 +194,28 @@ impl Engine for StagedEngine {
     }
     async fn reap(&self, orphan: &Orphan, timers: Vec<(TimerKey, TimerChange)>) -> Answer<bool> {
         self.inner.reap(orphan, timers).await
+    }
+    async fn take_seat(
+        &self,
+        tenant: &TenantId,
+        seat: &Seat,
+        limits: SeatLimits,
+        instead_of: Option<&ConnectionId>,
+    ) -> Answer<Seating> {
+        self.inner.take_seat(tenant, seat, limits, instead_of).await
+    }
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Answer<()> {
+        self.inner.keep_seats(tenant, kept, given_back).await
+    }
+    async fn take_tokens(
+        &self,
+        tenant: &TenantId,
+        bucket: &str,
+        per_minute: NonZeroU32,
+        wanted: NonZeroU32,
+    ) -> Answer<Tokens> {
+        self.here()?;
+        self.inner.take_tokens(tenant, bucket, per_minute, wanted).await
     }
     fn report(&self, stat: NodeStat) {
         self.inner.report(stat);

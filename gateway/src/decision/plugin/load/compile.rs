@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre};
@@ -13,7 +12,8 @@ use wasmtime::component::{Component, InstancePre};
 use super::super::failure::{MESSAGE_BYTES_MAX, tame};
 use super::super::host::Call;
 use super::super::{Host, contract};
-use super::inspect::{Surface, inspect};
+use super::inspect::{Surface, survey, validate};
+use super::signature::digest;
 use super::{LoadError, worker};
 use crate::decision::plugin::bindings::Links;
 use crate::decision::plugin::instance::Prepared;
@@ -33,15 +33,13 @@ pub enum Compiler {
 impl Host {
     /// The SHA-256 of a component, in lower-case hexadecimal.
     pub(super) async fn digest(&self, component: Bytes) -> Result<String, LoadError> {
-        self.blocking(&self.loads, move || {
-            Ok(Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect())
-        })
-        .await
+        self.blocking(&self.loads, move || Ok(digest(&component))).await
     }
 
-    pub(super) async fn inspect(&self, component: Bytes) -> Result<Surface, LoadError> {
+    /// Looks at a component without validating it: that is for the compiler, whose time is bounded.
+    pub(super) async fn survey(&self, component: Bytes) -> Result<Surface, LoadError> {
         let limit = self.settings.component_bytes_max;
-        self.blocking(&self.compilations, move || inspect(&component, limit)).await
+        self.blocking(&self.loads, move || survey(&component, limit)).await
     }
 
     /// What is the same for all plugins that are made of this component: shared by tenants, and made once.
@@ -55,9 +53,7 @@ impl Host {
             return Ok(prepared);
         }
         let started = Instant::now();
-        let limit = self.settings.component_bytes_max;
-        let uninspected = component.clone();
-        self.blocking(&self.loads, move || inspect(&uninspected, limit)).await?;
+        self.survey(component.clone()).await?;
         let code = self.compiled(component).await?;
         drop(place);
         tracing::info!(digest, took = ?started.elapsed(), code_bytes = code.len(), "compiled a component");
@@ -151,8 +147,10 @@ impl Host {
     }
 }
 
-/// Holds a component against the contract and compiles it.
+/// Validates a component, holds it against the contract and compiles it. Nothing of that has a bound in time but the
+/// process's own.
 pub(super) fn judge(engine: &Engine, component: &[u8]) -> Result<Vec<u8>, LoadError> {
+    validate(component)?;
     if let Err(differences) = contract::check(component) {
         return Err(LoadError::Contract(tame(&differences.join("; "), MESSAGE_BYTES_MAX)));
     }

@@ -1,9 +1,10 @@
 //! What can be seen of a component without compiling or running any of it.
 //!
-//! The order matters. What is cheap and bounded comes first, so that nothing is given to a parser or a
-//! validator that an upload could make run long, grow large or recurse deep.
+//! The order matters. What is cheap and bounded comes first ([`survey`]), so that nothing is given to a parser that an
+//! upload could make run long, grow large or recurse deep. Whether its code holds ([`validate`]) is found out in the
+//! compiler's process: no bound here keeps that from taking minutes.
 
-use wasmparser::{Encoding, Parser, Payload, ValidPayload, Validator, WasmFeatures};
+use wasmparser::{CompositeInnerType, Encoding, Parser, Payload, ValidPayload, Validator, WasmFeatures};
 use wasmtime::Engine;
 
 use super::super::bindings::{EXPORTABLE, IMPORTABLE};
@@ -36,6 +37,10 @@ const FUNCTIONS_MAX: usize = 200_000;
 /// The code of one function, in bytes. Compiling takes more than twice as long for twice the code.
 const FUNCTION_BYTES_MAX: usize = 1 << 20;
 
+/// Parameters, and results, of one function of a module. Each branch and each call is checked type by type, so that
+/// two bytes of code can mean as many steps; compilers pass what is more in memory.
+const ARITY_MAX: usize = 128;
+
 /// Types, imports, exports, aliases, instances, elements and whatever else sections list.
 const ITEMS_MAX: usize = 1_000_000;
 
@@ -67,11 +72,24 @@ pub struct Surface {
     pub exports: Vec<String>,
 }
 
-/// Looks at a component of at most `bytes_max` bytes without compiling or running any of it. Takes any bytes.
+/// Looks at a component of at most `bytes_max` bytes without compiling or running any of it. Takes any bytes. How long
+/// that takes has no bound but the component's size, and code can be made to be slow to validate: for the gateway's
+/// own process, [`survey`] is meant.
 ///
 /// # Errors
 /// The first thing that stands in the way of loading it.
 pub fn inspect(bytes: &[u8], bytes_max: usize) -> Result<Surface, LoadError> {
+    let surface = survey(bytes, bytes_max)?;
+    validate(bytes)?;
+    Ok(surface)
+}
+
+/// What can be seen in one quick pass, in steps that grow with the size alone: functions are passed over. What it lets
+/// through need not be valid.
+///
+/// # Errors
+/// The first thing that stands in the way of loading it.
+pub(super) fn survey(bytes: &[u8], bytes_max: usize) -> Result<Surface, LoadError> {
     if bytes.len() > bytes_max {
         return Err(LoadError::TooLarge { bytes: bytes.len(), limit: bytes_max });
     }
@@ -91,7 +109,6 @@ pub fn inspect(bytes: &[u8], bytes_max: usize) -> Result<Surface, LoadError> {
     if survey.depth != 0 {
         return Err(LoadError::NotAComponent("it ends too early".into()));
     }
-    validate(bytes)?;
     Ok(survey.surface)
 }
 
@@ -99,8 +116,12 @@ fn broken(error: &wasmparser::BinaryReaderError) -> LoadError {
     LoadError::NotAComponent(tame(&error.to_string(), TOLD_BYTES))
 }
 
-/// Does it hold as WebAssembly of the kinds that are allowed here?
-fn validate(bytes: &[u8]) -> Result<(), LoadError> {
+/// Does it hold as WebAssembly of the kinds that are allowed here? Only for processes whose time is bounded: an upload
+/// can make it take seconds for each of its megabytes.
+///
+/// # Errors
+/// What does not hold.
+pub(super) fn validate(bytes: &[u8]) -> Result<(), LoadError> {
     match valid(bytes, FEATURES) {
         Ok(()) => Ok(()),
         Err(error) if valid(bytes, WasmFeatures::default()).is_ok() => {
@@ -190,6 +211,13 @@ impl Survey {
                 let (mut size, split) = (0, "split the function, or compile it with less inlining");
                 count(&mut size, body.range().len(), FUNCTION_BYTES_MAX, "bytes in one function", split)?;
             }
+            Payload::TypeSection(types) => {
+                self.items(types.count())?;
+                for group in types.clone() {
+                    let group = group.map_err(|error| broken(&error))?;
+                    group.types().try_for_each(|kind| arity(&kind.composite_type.inner))?;
+                }
+            }
             Payload::ComponentTypeSection(types) => {
                 self.items(types.count())?;
                 nested_types(bytes.get(types.range()).unwrap_or_default())?;
@@ -221,7 +249,6 @@ const STRIP: &str = "strip it: `strip = true` in the release profile, or `wasm-t
 /// How many items a section lists.
 fn listed(section: &Payload<'_>) -> u32 {
     match section {
-        Payload::TypeSection(section) => section.count(),
         Payload::ImportSection(section) => section.count(),
         Payload::TableSection(section) => section.count(),
         Payload::MemorySection(section) => section.count(),
@@ -236,6 +263,13 @@ fn listed(section: &Payload<'_>) -> u32 {
         Payload::ComponentCanonicalSection(section) => section.count(),
         _ => 0,
     }
+}
+
+/// Bounds what a function takes and gives.
+fn arity(kind: &CompositeInnerType) -> Result<(), LoadError> {
+    let CompositeInnerType::Func(function) = kind else { return Ok(()) };
+    let more = function.params().len().max(function.results().len());
+    count(&mut 0, more, ARITY_MAX, "parameters or results of one function", "pass them in memory")
 }
 
 /// Bounds how deep the types of a section can be nested, without parsing them: where a type stands in a type there

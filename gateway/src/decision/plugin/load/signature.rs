@@ -9,6 +9,7 @@ use std::str::FromStr;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest as _, Sha256};
 
 use crate::tenant::{SIGNATURE_KEY_ID_BYTES_MAX, SignatureKey, TenantId, is_key_id};
 
@@ -92,6 +93,11 @@ impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.key, STANDARD.encode(self.bytes))
     }
+}
+
+/// The SHA-256 of a component, in lower-case hexadecimal: its name wherever it is kept, and what is signed of it.
+pub fn digest(component: &[u8]) -> String {
+    Sha256::digest(component).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn signed_text(tenant: &TenantId, plugin: &str, digest: &str) -> String {

@@ -43,6 +43,8 @@ const STDERR_BYTES_MAX: u64 = 4 << 10;
 
 /// What an answer begins with.
 const CODE: u8 = b'+';
+const INVALID: u8 = b'i';
+const FEATURE: u8 = b'f';
 const NO_CONTRACT: u8 = b'd';
 const NO_CODE: u8 = b'e';
 const OTHER_ENGINE: u8 = b'v';
@@ -81,7 +83,7 @@ pub(in super::super) fn code_hash(engine: &Engine) -> u64 {
     hasher.finish()
 }
 
-/// Compiles a component in a worker.
+/// Validates and compiles a component in a worker.
 pub(super) async fn compile(
     program: PathBuf,
     settings: HostSettings,
@@ -156,6 +158,8 @@ fn verdict(
             }
             let text = tame(&String::from_utf8_lossy(&answer[1..]), MESSAGE_BYTES_MAX);
             Err(match answer[0] {
+                INVALID => LoadError::NotAComponent(text),
+                FEATURE => LoadError::Feature(text),
                 NO_CONTRACT => LoadError::Contract(text),
                 NO_CODE if text.contains("annot allocate memory") => LoadError::CompileMemory { limit },
                 NO_CODE => LoadError::Compile(text),
@@ -209,6 +213,8 @@ fn answer(orders: Orders, component: &[u8]) -> (u8, Vec<u8>) {
     };
     match compile::judge(&engine, component) {
         Ok(code) => (CODE, code),
+        Err(LoadError::NotAComponent(why)) => (INVALID, why.into_bytes()),
+        Err(LoadError::Feature(which)) => (FEATURE, which.into_bytes()),
         Err(LoadError::Contract(differences)) => (NO_CONTRACT, differences.into_bytes()),
         Err(LoadError::Compile(why)) => (NO_CODE, why.into_bytes()),
         Err(other) => (NO_CODE, other.to_string().into_bytes()),

@@ -5,7 +5,8 @@
 --      kept (ms), 8 entries kept, 9 age kept (ms), 10 time between checkpoints (ms), 11 largest epoch that the
 --      node has seen, then the values that the changes name by number
 -- Answers {'committed', position}, {'conflict', key}, {'timer-gone'}, {'not-a-counter', key}, {'fenced'} when the
--- node's incarnation is dead, {'unleased'} when this Redis does not know it, or {'absent'} when a connection is not
+-- node's incarnation is dead, {'over-quota', kind, value, limit} when the tenant's plugins would keep more than they
+-- may, {'unleased'} when this Redis does not know it, or {'absent'} when a connection is not
 -- there that must be: the one that is asked for, or the one whose session record is to be written.
 --
 -- Keys that are not in KEYS are built from the prefixes, which carry the same hash tag.
@@ -22,6 +23,15 @@ if done then return {'committed', done} end
 local now = clock()
 local changes = ARGV[6] ~= '' and cmsgpack.unpack(ARGV[6])
 local value_name, sums = base .. 'k:', {}
+-- Does it change what the tenant keeps? Others neither read nor write the totals.
+local keeps = changes and (#changes[2] > 0 or #changes[3] > 0 or changes[6])
+local known
+if keeps then known = call('HMGET', meta, 'e', 'g', 't', 'v', 'b', 'n', 'w')
+else known = call('HMGET', meta, 'e', 'g', 't')
+end
+-- Totals as they are, and the sizes that keys will have: names and sizes in turn, and the names of those that go.
+local bytes, keys, waiting
+local sized, unsized = {}, {}
 -- Who came into which rooms and who went.
 local turns
 
@@ -81,16 +91,85 @@ if changes then
       end
     end
   end
+
+  if keeps then
+    bytes, keys, waiting = totals(base, ARGV[2], meta, known, 4)
+    local most, names, sizes = changes[11], {}, {}
+    for i = 1, #writes do
+      local kind, key, ttl = writes[i][1], writes[i][2], writes[i][4]
+      if is_of_plugins(key) then
+        names[#names + 1] = key
+        if kind == 'delete' or ttl == 0 then
+          sizes[#names], unsized[#unsized + 1] = false, key
+        else
+          local size = #key + #(kind == 'add' and sums[i] or ARGV[11 + writes[i][3]])
+          sizes[#names] = size
+          sized[#sized + 1], sized[#sized + 2] = key, whole(size)
+        end
+      end
+    end
+
+    -- How bytes and keys grow.
+    local function growth()
+      local more_bytes, more_keys = 0, 0
+      if #names > 0 then
+        local old = call('HMGET', base .. 'sz', unpack(names))
+        for i = 1, #names do
+          more_bytes = more_bytes + (sizes[i] or 0) - (old[i] or 0)
+          more_keys = more_keys + (sizes[i] and 1 or 0) - (old[i] and 1 or 0)
+        end
+      end
+      return more_bytes, more_keys
+    end
+
+    local function beyond(more_bytes, more_keys)
+      if more_bytes > 0 and bytes + more_bytes > most[1] then return 'state_bytes', bytes + more_bytes, most[1] end
+      if more_keys > 0 and keys + more_keys > most[2] then return 'state_keys', keys + more_keys, most[2] end
+    end
+
+    local more_bytes, more_keys = growth()
+    if most and beyond(more_bytes, more_keys) then
+      -- What has expired must not stand in the way of what is new.
+      local bytes_gone, keys_gone = forget_expired(base, now, 1000)
+      if keys_gone > 0 then
+        bytes, keys = math.max(bytes - bytes_gone, 0), math.max(keys - keys_gone, 0)
+        call('HSET', meta, 'b', whole(bytes), 'n', whole(keys))
+        more_bytes, more_keys = growth()
+      end
+      local kind, value, limit = beyond(more_bytes, more_keys)
+      if kind then return {'over-quota', kind, whole(value), whole(limit)} end
+    end
+    bytes, keys = math.max(bytes + more_bytes, 0), math.max(keys + more_keys, 0)
+
+    -- Timers: looked at one by one only where it may matter.
+    if most and waiting + #changes[3] > most[3] then
+      local held, more = ARGV[2] .. 'th', 0
+      if fired and is_timer_of_plugins(fired[1]) then more = -1 end
+      for i = 1, #changes[3] do
+        local member, after = changes[3][i][1], changes[3][i][2]
+        if is_timer_of_plugins(member) then
+          local there = not (fired and fired[1] == member) and call('HEXISTS', held, member) == 1
+          if after >= 0 and not there then more = more + 1 elseif after < 0 and there then more = more - 1 end
+        end
+      end
+      if more > 0 and waiting + more > most[3] then
+        return {'over-quota', 'timers', whole(waiting + more), whole(most[3])}
+      end
+    end
+  end
 end
 
-local known = call('HMGET', meta, 'e', 'g', 't')
 local epoch, checkpointed = known[1], known[3]
 if not epoch or known[2] ~= ARGV[4] then epoch = begin_epoch(log, meta, ARGV[4], ARGV[11], now) end
 
 if changes then
   local writes, timers, presence, session, fired = changes[2], changes[3], changes[4], changes[5], changes[6]
   local version
-  if #writes > 0 or #timers > 0 then version = epoch .. '.' .. whole(call('HINCRBY', meta, 'v', 1)) end
+  local number = keeps and tonumber(known[4] or 0)
+  if #writes > 0 or #timers > 0 then
+    number = number + 1
+    version = epoch .. '.' .. whole(number)
+  end
 
   -- State.
 
@@ -113,31 +192,39 @@ if changes then
         call('ZADD', index, 0, key)
       end
     end
-    -- Redis drops expired values by itself; the index follows here, a few with each commit.
-    local expired = call('ZRANGEBYSCORE', expiries, '-inf', whole(now), 'LIMIT', 0, 16)
-    for i = 1, #expired do
-      call('ZREM', expiries, expired[i])
-      if call('EXISTS', value_name .. expired[i]) == 0 then call('ZREM', index, expired[i]) end
-    end
+    -- In pieces: Lua has room for some 8,000 arguments.
+    for i = 1, #sized, 2000 do call('HSET', base .. 'sz', unpack(sized, i, math.min(i + 1999, #sized))) end
+    if #unsized > 0 then call('HDEL', base .. 'sz', unpack(unsized)) end
+    -- Redis drops expired values by itself; index and totals follow here, more with each commit than it can add.
+    local bytes_gone, keys_gone = forget_expired(base, now, math.max(16, 2 * #writes))
+    bytes, keys = math.max(bytes - bytes_gone, 0), math.max(keys - keys_gone, 0)
   end
 
   -- Timers: `<set token>\n<attempt>\n<due>\n<data>`.
 
   local due_times, held_timers = ARGV[2] .. 'tz', ARGV[2] .. 'th'
+  -- Answers 1 where a timer that counts is there now and was not, or the other way round.
+  local function counts(member, changed)
+    return changed == 1 and is_timer_of_plugins(member) and 1 or 0
+  end
   if fired then
     call('ZREM', due_times, fired[1])
-    call('HDEL', held_timers, fired[1])
+    waiting = waiting - counts(fired[1], call('HDEL', held_timers, fired[1]))
   end
   for i = 1, #timers do
     local member, after, data = timers[i][1], timers[i][2], timers[i][3]
     if after < 0 then
       call('ZREM', due_times, member)
-      call('HDEL', held_timers, member)
+      waiting = waiting - counts(member, call('HDEL', held_timers, member))
     else
       local due = whole(now + after)
       call('ZADD', due_times, due, member)
-      call('HSET', held_timers, member, version .. '\n0\n' .. due .. '\n' .. data)
+      local set = call('HSET', held_timers, member, version .. '\n0\n' .. due .. '\n' .. data)
+      waiting = waiting + counts(member, set)
     end
+  end
+  if keeps then
+    call('HSET', meta, 'v', whole(number), 'b', whole(bytes), 'n', whole(keys), 'w', whole(math.max(waiting, 0)))
   end
 
   -- Presence.

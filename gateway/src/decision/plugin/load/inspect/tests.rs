@@ -126,3 +126,17 @@ fn only_the_contracts_interfaces_may_be_imported_and_of_a_version_that_fits() {
     let future = in_contract("postern:plugin/events@0.9.0", &EXPORTABLE).unwrap_err().to_string();
     assert!(future.contains("postern:plugin@0.9.0") && future.contains("this gateway speaks 0.1"), "{future}");
 }
+
+#[test]
+fn a_survey_passes_over_code_and_bounds_what_functions_take_and_give() {
+    // A function whose code is nonsense: found by whoever validates.
+    let module = with_section(&with_section(CORE, 1, &[1, 0x60, 0, 0]), 3, &[1, 0]);
+    let component = with_section(COMPONENT, 1, &with_section(&module, 10, &[1, 4, 0, 0xff, 0xff, 0xff]));
+    assert!(survey(&component, BYTES_MAX).is_ok());
+    assert!(matches!(look(&component), Err(LoadError::NotAComponent(_))));
+
+    let function = |given: usize| [vec![1, 0x60, 0], leb(given), vec![0x7f; given]].concat();
+    let component = |given| with_section(COMPONENT, 1, &with_section(CORE, 1, &function(given)));
+    assert!(survey(&component(ARITY_MAX), BYTES_MAX).is_ok());
+    assert_eq!(bound(&component(ARITY_MAX + 1)), "parameters or results of one function");
+}

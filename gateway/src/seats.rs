@@ -1,0 +1,194 @@
+//! The seats of this node's clients: what limits on connections count over all nodes.
+//!
+//! A seat is taken with one call of the engine when a client comes in, and given back when it goes. So of clients that
+//! come in at once, on whatever nodes, no more get in than may. What could fail is made good by saying again and again
+//! which seats this node has:
+//!
+//! * While the engine is away each node counts for itself; afterwards all that came in meanwhile stay, at most the
+//!   limit on each node.
+//! * When the engine loses its data, seats are missing until their nodes have said so again: at most [`KEEP_EVERY`] and
+//!   half of it, at once after an outage.
+//! * Seats of a node that died count until the others have counted it as gone (its lease, and a beat), or until it has
+//!   said nothing for [`SEATS_KEPT_MS`](crate::engine::SEATS_KEPT_MS); those of one that stops in order are given back
+//!   with its clients. Who comes back to its session takes its own seat again at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::client::ConnectionId;
+use crate::close::jitter;
+use crate::engine::{Engine, EngineError, Health, Seat, SeatLimits, Seating, Whose};
+use crate::gateway::{Gateway, LiveTenant};
+use crate::tenant::TenantId;
+
+/// How often a node says which seats it has, about.
+const KEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// How long saying so rests when the engine did not answer, about.
+const ERROR_REST: Duration = Duration::from_secs(1);
+
+/// How long a client waits for the engine to give it a seat.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long saying which seats a node has may take; then it is begun again.
+const KEEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long giving back may take when the node stops: what is left goes with the node.
+const LAST_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Seats that wait to be given back, at most. What is beyond counts until this node ends: it takes that many clients that
+/// go while the engine is away.
+const GIVEN_BACK_MAX: usize = 100_000;
+
+/// Those of one tenant on this node.
+#[derive(Debug, Default)]
+pub struct Seats {
+    table: Mutex<Table>,
+    /// Some were given back.
+    changed: Notify,
+    is_kept: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    held: HashMap<ConnectionId, Arc<str>>,
+    given_back: Vec<Seat>,
+}
+
+/// One seat; given back when dropped.
+#[derive(Debug)]
+pub struct HeldSeat {
+    seats: Arc<Seats>,
+    /// `None`: there is nothing to give back.
+    seat: Option<Seat>,
+}
+
+impl Drop for HeldSeat {
+    fn drop(&mut self) {
+        let Some(seat) = self.seat.take() else { return };
+        let mut table = self.seats.table.lock();
+        table.held.remove(&seat.connection);
+        if table.given_back.len() < GIVEN_BACK_MAX {
+            table.given_back.push(seat);
+        }
+        drop(table);
+        self.seats.changed.notify_one();
+    }
+}
+
+impl Seats {
+    /// Takes a seat of all nodes; while the engine does not answer everybody gets one. See
+    /// [`Engine::take_seat`] for `instead_of`.
+    ///
+    /// # Errors
+    /// Whose limit is reached.
+    pub async fn take(
+        self: &Arc<Self>,
+        gateway: &Arc<Gateway>,
+        tenant: &Arc<LiveTenant>,
+        seat: &Seat,
+        instead_of: Option<&ConnectionId>,
+    ) -> Result<HeldSeat, Whose> {
+        if !self.is_kept.swap(true, Ordering::AcqRel) {
+            gateway.tasks.spawn(keep(gateway.clone(), tenant.clone()));
+        }
+        // From here on: it may be taken although nobody waits for the answer any more.
+        let mut held = HeldSeat { seats: self.clone(), seat: Some(seat.clone()) };
+        match ask(&*gateway.engine, tenant, seat, instead_of).await {
+            Some(Seating::Full(whose)) => {
+                held.seat = None;
+                return Err(whose);
+            }
+            Some(Seating::Taken) => {}
+            None => metrics::counter!("limits_alone_total", "limit" => "seat").increment(1),
+        }
+        self.table.lock().held.insert(seat.connection.clone(), seat.subject.clone());
+        Ok(held)
+    }
+
+    /// Gives back what waits for that; with `all` says which seats this node has, too.
+    async fn say(&self, engine: &dyn Engine, tenant: &TenantId, all: bool) -> Result<(), EngineError> {
+        let (held, given_back) = {
+            let mut table = self.table.lock();
+            let seat = |(connection, subject): (&ConnectionId, &Arc<str>)| Seat {
+                subject: subject.clone(),
+                connection: connection.clone(),
+            };
+            let held: Vec<_> = if all { table.held.iter().map(seat).collect() } else { Vec::new() };
+            (held, std::mem::take(&mut table.given_back))
+        };
+        if held.is_empty() && given_back.is_empty() {
+            return Ok(());
+        }
+        let late = || EngineError::Unavailable(format!("no answer within {KEEP_TIMEOUT:?}"));
+        let said = timeout(KEEP_TIMEOUT, engine.keep_seats(tenant, &held, &given_back)).await;
+        let said = said.unwrap_or_else(|_| Err(late()));
+        if said.is_err() {
+            let mut table = self.table.lock();
+            let room = GIVEN_BACK_MAX.saturating_sub(table.given_back.len());
+            table.given_back.extend(given_back.into_iter().take(room));
+        }
+        said
+    }
+}
+
+/// What the engine says; `None`: nothing, in time.
+async fn ask(
+    engine: &dyn Engine,
+    tenant: &LiveTenant,
+    seat: &Seat,
+    instead_of: Option<&ConnectionId>,
+) -> Option<Seating> {
+    if *engine.health(&tenant.id).borrow() != Health::Up {
+        return None;
+    }
+    let settings = tenant.settings();
+    let limits = SeatLimits { per_user: settings.limits.connections_per_user, per_tenant: settings.limits.connections };
+    match timeout(TAKE_TIMEOUT, engine.take_seat(&tenant.id, seat, limits, instead_of)).await {
+        Ok(Ok(seating)) => Some(seating),
+        Ok(Err(error)) => {
+            tracing::debug!(tenant = %tenant.id, %error, "connections are counted on this node alone");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+/// Gives seats back as clients go, and says now and then which ones there are, until the node stops.
+async fn keep(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>) {
+    let mut health = gateway.engine.health(&tenant.id);
+    let engine = &*gateway.engine;
+    let mut say_at = Instant::now() + KEEP_EVERY / 2 + jitter(KEEP_EVERY);
+    loop {
+        let all = tokio::select! {
+            () = tenant.seats.changed.notified() => Instant::now() >= say_at,
+            () = sleep_until(say_at) => true,
+            changed = health.changed() => match changed {
+                // What was taken and given back meanwhile is not known there.
+                Ok(()) if *health.borrow_and_update() == Health::Up => true,
+                Ok(()) => continue,
+                Err(_) => return,
+            },
+            () = gateway.tasks.stopping().cancelled() => {
+                if timeout(LAST_TIMEOUT, tenant.seats.say(engine, &tenant.id, false)).await.is_err() {
+                    tracing::debug!(tenant = %tenant.id, "seats are left to be counted out with this node");
+                }
+                return;
+            }
+        };
+        match tenant.seats.say(engine, &tenant.id, all).await {
+            Ok(()) if all => say_at = Instant::now() + KEEP_EVERY / 2 + jitter(KEEP_EVERY),
+            Ok(()) => {}
+            Err(error) => {
+                tracing::debug!(tenant = %tenant.id, %error, "it could not be said which seats there are");
+                say_at = Instant::now() + ERROR_REST + jitter(ERROR_REST);
+            }
+        }
+    }
+}
