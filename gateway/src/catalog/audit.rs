@@ -134,9 +134,6 @@ impl Draft<'_> {
         before: Option<&T>,
         after: Option<&T>,
     ) -> Result<(), CatalogError> {
-        if let Some(token) = &by.token {
-            self.made_with(token);
-        }
         let (before, after) = difference(told(before), told(after));
         self.audit_of_values(by, tenant, what, subject, [&before, &after])
     }
@@ -167,6 +164,9 @@ impl Draft<'_> {
         subject: &str,
         [before, after]: [&Value; 2],
     ) -> Result<(), CatalogError> {
+        if let Some(token) = &by.token {
+            self.made_with(token);
+        }
         let record = AuditRecord {
             format: FORMAT,
             id: next_id(),
@@ -201,7 +201,10 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         let mut draft = self.draft();
         draft.audit(by, Some(tenant), what, subject, None, after)?;
-        draft.commit().await.map(drop)
+        if draft.commit().await? {
+            return Ok(());
+        }
+        Err(CatalogError::Conflict("the token with which it is done has changed meanwhile; try again".into()))
     }
 
     /// What was changed, the latest first, of one tenant or of everything; after the record with the id `before`, at

@@ -37,12 +37,12 @@ pub struct RemoteArgs {
     /// Read the token from this file [default: the variable POSTERN_ADMIN_TOKEN].
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<std::path::PathBuf>,
-    /// Trust the certificate authorities in this file (PEM) instead of the system's, over https [env: POSTERN_CA_FILE].
-    #[arg(long, value_name = "FILE")]
-    pub ca_file: Option<std::path::PathBuf>,
     /// Send the token without TLS to a gateway that is not on this machine.
     #[arg(long)]
     pub insecure_http: bool,
+    /// Trust the certificate authorities in this file (PEM) instead of the system's, over https [env: POSTERN_CA_FILE].
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<std::path::PathBuf>,
     /// Print JSON, errors included.
     #[arg(long)]
     pub json: bool,

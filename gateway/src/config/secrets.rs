@@ -28,11 +28,11 @@ pub fn without_secrets(value: &Value) -> Value {
         }
         Value::Array(items) => Value::Array(items.iter().map(without_secrets).collect()),
         // Settings of plugins that are tables or arrays are kept as JSON in a text.
-        Value::String(text) if text.starts_with(['{', '[']) => {
-            let inner: Value = serde_json::from_str(text).unwrap_or_default();
-            let shown = without_secrets(&inner);
-            if shown == inner { value.clone() } else { shown.to_string().into() }
-        }
+        Value::String(text) if text.starts_with(['{', '[']) => match serde_json::from_str::<Value>(text) {
+            Ok(inner) if without_secrets(&inner) == inner => value.clone(),
+            Ok(inner) => without_secrets(&inner).to_string().into(),
+            Err(_) => value.clone(),
+        },
         Value::String(text) => public_address(text).map_or_else(|| value.clone(), Value::from),
         other => other.clone(),
     }

@@ -33,6 +33,21 @@ fn health_readiness_and_status_tell_what_operators_ask() {
 }
 
 #[test]
+fn with_a_token_for_metrics_nobody_reads_the_tenants_names_without_it() {
+    const TOKEN: &str = "metrics-0123456789abcdef0123456789abcdef";
+    let config = format!("metrics_token = \"{TOKEN}\"\n");
+    let node = Node::with(Settings { tenants: vec![open("one", "")], config, redis_url: None });
+    let bearer = format!("Bearer {TOKEN}");
+    for path in ["/metrics", "/api/v1/ws/metrics", "/t/one/metrics"] {
+        for wrong in ["", "Bearer x"] {
+            assert_eq!(node.http("GET", path, &[("authorization", wrong)], "").0, 401, "{path}");
+        }
+        assert_eq!(node.http("GET", path, &[("authorization", &bearer)], "").0, 200, "{path}");
+    }
+    assert_eq!(node.http("GET", "/health", &[], "").0, 200);
+}
+
+#[test]
 fn metrics_count_what_happens() {
     let node = Node::start(vec![open("one", "")]);
     let mut ws = Clients::ws();

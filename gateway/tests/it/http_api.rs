@@ -361,6 +361,7 @@ fn what_cannot_be_is_refused_with_the_reason() {
         ("POST", "/publish", json!({ "event": "n", "room": "a", "rom": "b" }), 400, "unknown field"),
         ("POST", "/publish", json!({ "event": "n", "room": "x".repeat(300) }), 400, "at most 200"),
         ("POST", "/publish", json!({ "event": "presence:join", "room": "a" }), 403, "only the gateway"),
+        ("POST", "/connections/c", json!({ "event": "authenticated" }), 403, "only the gateway"),
         ("POST", "/publish", json!({ "event": "n", "room": "a", "namespace": "events" }), 400, "start with"),
         (
             "POST",
@@ -413,6 +414,28 @@ fn tokens_are_revoked_and_taken_back_over_the_api() {
 }
 
 #[test]
+fn a_weaker_revocation_lifts_no_ban() {
+    let node = Node::start(vec![one()]);
+    let mut ws = Clients::ws();
+    let bob = token("one", "bob", json!({ "iat": now_ms() / 1_000 + 60 }));
+    let until_ms = now_ms() + 60_000;
+    let revoke = |what: Value| post(&node, "/revocations", what);
+    revoke(json!({ "subject": "bob", "until_ms": until_ms }));
+    revoke(json!({ "subject": "bob", "issued_before_s": now_ms() / 1_000, "until_ms": now_ms() + 30_000 }));
+    revoke(json!({ "subject": "bob", "until_ms": now_ms() + 1_000 }));
+    std::thread::sleep(std::time::Duration::from_millis(1_100));
+    ws.try_ws("banned", &node.ws("one"), &bob);
+    assert_eq!(ws.closed("banned").0, 4500);
+    let listed = get(&node, "/revocations");
+    let all = listed["revocations"].as_array().unwrap();
+    let ban = all.iter().find(|one| one["issued_before_s"].is_null()).unwrap();
+    assert_eq!((all.len(), ban["until_ms"].as_u64()), (2, Some(until_ms)), "{listed}");
+    good(&node, "DELETE", "/revocations?subject=bob", &Value::Null);
+    ws.join_ws(&node, "back", "one", &bob);
+    assert_eq!(get(&node, "/revocations")["revocations"], json!([]));
+}
+
+#[test]
 fn operators_and_tenant_admins_revoke_tokens_over_the_admin_api() {
     const OPERATOR: &str = "operator-0123456789abcdef0123456789abcdef";
     let config = format!("admin_token = \"{OPERATOR}\"\n");
@@ -434,6 +457,22 @@ fn operators_and_tenant_admins_revoke_tokens_over_the_admin_api() {
     assert_eq!(admin("POST", "nobody/revocations", &revocation).0, 404);
     assert_eq!(admin("DELETE", "one/revocations?subject=bob", &Value::Null).0, 204);
     ws.join_ws(&node, "back", "one", &bob);
+    let key = json!({ "token_id": "b-1", "until_ms": now_ms() + 60_000 });
+    post(&node, "/revocations", key);
+    good(&node, "DELETE", "/revocations?token_id=b-1", &Value::Null);
+    let audit = node.http("GET", "/admin/v1/audit?tenant=one", &[("authorization", &bearer)], "").1;
+    let audit: Value = serde_json::from_str(&audit).unwrap();
+    let told = |entry: &Value| ["what", "by"].map(|name| entry[name].as_str().unwrap_or_default().to_owned());
+    let entries = audit["entries"].as_array().unwrap();
+    let expected = [
+        ["revocation.delete", "api-key:backend_token"],
+        ["revocation.put", "api-key:backend_token"],
+        ["revocation.delete", "admin_token"],
+        ["revocation.put", "admin_token"],
+    ];
+    assert_eq!(entries.iter().map(told).collect::<Vec<_>>(), expected, "what was refused is not told");
+    assert!(entries[3]["subject"].as_str().unwrap().starts_with("subject:"), "{audit}");
+    assert!(entries[3]["after"]["until_ms"].is_u64() && !audit.to_string().contains("bob"), "{audit}");
     let path = "/admin/v1/tenants/one/revocations";
     assert_eq!(node.http("POST", path, &[], &revocation.to_string()).0, 401);
 }

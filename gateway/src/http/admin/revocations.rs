@@ -35,9 +35,9 @@ pub(super) async fn list(asked: Asked) -> Done {
 pub(super) async fn revoke(asked: Asked) -> Done {
     let tenant = served(&asked)?;
     let revocation: Revocation = body::json(asked.body).await?;
+    revocation.check().map_err(denied)?;
     // The tenant's log knows nothing of the API's tokens.
     asked.gateway.catalog.still_good(&asked.actor).await?;
-    revocation.check().map_err(denied)?;
     let (catalog, digest) = (&asked.gateway.catalog, revocation.what.digest());
     catalog.tell(&asked.actor, &tenant.id, "revocation.put", &digest, Some(&revocation.told())).await?;
     tenant.decisions.revoke(&revocation).await.map_err(denied)?;

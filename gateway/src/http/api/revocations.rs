@@ -47,8 +47,12 @@ pub(super) async fn take_back(asked: Asked) -> Done {
 /// Says in the audit log what is about to be done; if that cannot be, it is not done.
 async fn tell(asked: &Asked, what: &str, tokens: &RevokedTokens, after: Option<&Value>) -> Result<(), Denied> {
     let tenant = &asked.tenant.id;
-    let name = format!("api-key:{}", asked.by);
-    let by = Actor { name, scope: Scope::TenantAdmin, tenant: Some(tenant.clone()), token: None };
+    let by = Actor {
+        name: format!("api-key:{}", asked.by),
+        scope: Scope::TenantAdmin,
+        tenant: Some(tenant.clone()),
+        token: None,
+    };
     let told = asked.gateway.catalog.tell(&by, tenant, what, &tokens.digest(), after).await;
     told.map_err(|error| match error {
         CatalogError::Engine(error) => error.into(),

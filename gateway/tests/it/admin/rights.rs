@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{OPERATOR, ask, command, node, operate, text};
+use super::{OPERATOR, ask, command, eventually, node, operate, text};
 use crate::support::node::Node;
 use crate::support::{BACKEND_TOKEN, SECRET, open};
 
@@ -88,6 +88,63 @@ fn a_tenants_own_token_sees_and_changes_only_its_tenant_and_not_its_limits() {
     let tenants: Vec<_> = own["entries"].as_array().unwrap().iter().map(|entry| &entry["tenant"]).collect();
     assert!(!tenants.is_empty() && tenants.iter().all(|tenant| *tenant == "acme"), "{tenants:?}");
     assert_eq!(ask(&node, token, "GET", "/audit?tenant=other", None).0, 403);
+}
+
+#[test]
+fn whoever_may_only_read_sees_no_value_of_a_plugins_settings() {
+    let node = node(Vec::new());
+    operate(&node, "POST", "/tenants", json!({ "name": "acme" }));
+    let [admin, read] = ["tenant-admin", "tenant-read"].map(|scope| {
+        let made = operate(&node, "POST", "/tokens", json!({ "name": scope, "scope": scope, "tenant": "acme" }));
+        made["secret"].as_str().unwrap().to_owned()
+    });
+    let plugin = json!({ "role": "handler", "settings": { "words": "hunter2", "hook": "https://u:hunter3@h/x" } });
+    assert_eq!(ask(&node, &admin, "PUT", "/tenants/acme/plugins/echo", Some(&plugin)).0, 200);
+    let shown = |token: &str| ask(&node, token, "GET", "/tenants/acme/plugins/echo", None).1["settings"].clone();
+    assert_eq!(shown(&admin), json!({ "words": "hunter2", "hook": "https://(secret)@h/x" }));
+    assert_eq!(shown(&read), json!({ "words": "(set)", "hook": "(set)" }));
+    let (status, _) =
+        ask(&node, &admin, "PUT", "/tenants/acme/plugins/echo", Some(&json!({ "settings": shown(&admin) })));
+    assert_eq!(status, 422, "what was shown instead of a secret would replace it");
+    let audit = ask(&node, OPERATOR, "GET", "/audit", None).1;
+    let put = audit["entries"].as_array().unwrap().iter().find(|entry| entry["what"] == "plugin.put").unwrap();
+    assert_eq!(put["after"]["settings"], json!({ "words": "(set)", "hook": "(set)" }));
+    assert!(!audit.to_string().contains("hunter"), "{audit}");
+}
+
+#[test]
+fn nobody_takes_a_host_or_a_name_that_is_in_use() {
+    let node = node(Vec::new());
+    operate(&node, "POST", "/tenants", json!({ "name": "acme", "settings": { "hosts": ["chat.acme.example"] } }));
+    operate(&node, "POST", "/tenants", json!({ "name": "other" }));
+    let hosts = json!({ "hosts": ["Chat.Acme.example"] });
+    let patched = || ask(&node, OPERATOR, "PATCH", "/tenants/other/settings", Some(&hosts));
+    eventually("the node knows the host", || patched().0 == 409);
+    assert!(patched().1["error"]["message"].as_str().unwrap().contains("acme"));
+    let token = |name: &str| {
+        let new = json!({ "name": name, "scope": "tenant-read", "tenant": "acme" });
+        ask(&node, OPERATOR, "POST", "/tokens", Some(&new)).0
+    };
+    for name in ["admin_token", "breaker", "Gateway", "roll-out", "api-key:shop"] {
+        assert_eq!(token(name), 422, "{name}");
+    }
+    assert_eq!((token("ci"), token("ci")), (201, 409));
+}
+
+#[test]
+fn a_tenants_origins_are_not_the_admin_apis_under_its_host() {
+    let node = node(vec![open("filed", "hosts = [\"chat.example\"]\norigins = [\"https://app.example\"]\n")]);
+    let asked = |path: &str| {
+        let headers = [("host", "chat.example"), ("origin", "https://app.example")];
+        let mut stream = std::net::TcpStream::connect(node.address).unwrap();
+        let head: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let request = format!("GET {path} HTTP/1.1\r\n{head}connection: close\r\n\r\n");
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        std::io::read_to_string(stream).unwrap().to_ascii_lowercase()
+    };
+    assert!(asked("/health").contains("access-control-allow-origin: https://app.example"));
+    let of_admin = asked("/admin/v1/whoami");
+    assert!(of_admin.starts_with("http/1.1 403") && !of_admin.contains("access-control-allow-origin"), "{of_admin}");
 }
 
 #[test]
