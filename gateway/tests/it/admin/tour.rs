@@ -114,14 +114,14 @@ fn a_tenant_is_made_and_its_plugins_are_pushed_swapped_and_taken_back_while_a_cl
 #[test]
 fn the_audit_log_says_who_changed_what_before_and_after_and_holds_no_secret() {
     let node = node(Vec::new());
-    let made = operate(&node, "POST", "/tokens", json!({ "name": "ci", "scope": "tenant-admin", "tenant": "acme" }));
-    let ci = made["secret"].as_str().unwrap();
     operate(
         &node,
         "POST",
         "/tenants",
         json!({ "name": "acme", "settings": { "history_on_join": 5, "backend_token": secret("backend") } }),
     );
+    let made = operate(&node, "POST", "/tokens", json!({ "name": "ci", "scope": "tenant-admin", "tenant": "acme" }));
+    let ci = made["secret"].as_str().unwrap();
     let key = json!({ "algorithm": "HS256", "secret": secret("k1") });
     assert_eq!(ask(&node, ci, "PUT", "/tenants/acme/keys/k1", Some(&key)).0, 200);
     let patch = json!({ "history_on_join": 7, "relay": ["chat:*"] });

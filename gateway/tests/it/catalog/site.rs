@@ -14,7 +14,7 @@ use postern::commit::{StateKey, now_ms};
 use postern::decision::plugin;
 use postern::engine::embedded::{EmbeddedEngine, Options};
 use postern::engine::{Engine, redis};
-use postern::tenant::{Role, TenantId};
+use postern::tenant::{Pattern, Role, TenantId};
 use postern::{config, run};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -218,7 +218,9 @@ impl Site {
 
     fn put(&self, tenant: &str, name: &str, bytes: Bytes, sign: impl Fn(&str) -> Option<Signature>) -> u64 {
         let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        let new = NewVersion { signature: sign(&digest), digest: digest.into(), ..NewVersion::default() };
+        // As its description says.
+        let events = ["version", "count", "trap"].map(|event| Pattern(event.to_owned())).to_vec();
+        let new = NewVersion { signature: sign(&digest), digest: digest.into(), events, ..NewVersion::default() };
         let tenant = id(tenant);
         let added = self.catalog.add_version(operator(), &tenant, name, new, bytes);
         self.runtime.block_on(added).unwrap().version.version

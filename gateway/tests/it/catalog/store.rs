@@ -433,7 +433,7 @@ async fn a_version_becomes_active_when_every_node_has_it_and_is_rolled_back_at_o
     let echo = kept.one.plugin(&acme, "echo").await.unwrap().unwrap();
     assert_eq!((echo.active, &*echo.previous, echo.canary), (Some(1), &[][..], None));
     let nowhere = kept.one.roll_back(&operator(), &acme, "echo", None).await.unwrap_err();
-    assert!(nowhere.to_string().contains("name one"), "{nowhere}");
+    assert!(nowhere.to_string().contains("name the version"), "{nowhere}");
     assert_eq!(kept.one.roll_back(&operator(), &acme, "echo", Some(2)).await.unwrap(), 2);
     let what: Vec<_> = kept.one.audit(Some(&acme), None, 2).await.unwrap();
     assert_eq!(

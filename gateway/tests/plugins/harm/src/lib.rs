@@ -207,8 +207,8 @@ thread_local! {
 
 /// Each timer sets two more.
 fn breed(name: &str) -> Result<(), HostError> {
-    timers::set(&format!("{name}a"), 1, "{}")?;
-    timers::set(&format!("{name}b"), 1, "{}")
+    timers::set(&format!("{name}-a"), 1, "{}")?;
+    timers::set(&format!("{name}-b"), 1, "{}")
 }
 
 fn flood() -> ! {
