@@ -56,6 +56,7 @@ async fn measure(host: &Arc<Host>, path: &Path, event: &str, data: serde_json::V
             component: path.to_owned(),
             events: None,
             settings: Default::default(),
+            limits: Default::default(),
             instances,
         };
         let plugin = host.load(&tenant, &settings, &limits, component.clone().into()).await.unwrap();

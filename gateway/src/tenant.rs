@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::quota::Stored;
 
+mod plugin_limits;
+
+pub use plugin_limits::PluginLimits;
+
 /// The longest tenant name, in bytes.
 pub const TENANT_NAME_BYTES_MAX: usize = 32;
 
@@ -323,6 +327,8 @@ pub struct PluginSettings {
     pub settings: BTreeMap<String, String>,
     /// Has each call an instance of its own?
     pub instances: Instances,
+    /// What its calls may use up, where that is less than what the tenant's may.
+    pub limits: PluginLimits,
 }
 
 /// What becomes of an instance of a component after a call that ended well.

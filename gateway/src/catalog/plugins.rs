@@ -1,7 +1,7 @@
 //! Plugins and their versions.
 
 use bytes::Bytes;
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 use super::store::{Draft, Tries};
 use super::tenants::touched;
@@ -10,8 +10,8 @@ use super::{
     TenantRecord, VERSIONS_KEPT_MAX, VersionRecord, keys,
 };
 use crate::commit::now_ms;
-use crate::config::{Mistakes, plugin_from_json, role_name};
-use crate::tenant::{Role, TenantId, is_name};
+use crate::config::{Mistakes, plugin_from_json, role_name, tenant_from_json};
+use crate::tenant::{PluginSettings, Role, TenantId, is_name};
 
 /// Versions that are remembered as having run before.
 pub const PREVIOUS_KEPT_MAX: usize = 10;
@@ -123,7 +123,7 @@ impl Catalog {
     /// Does a plugin go together with the tenant's others?
     async fn fits(&self, tenant: &TenantId, plugin: &PluginRecord) -> Result<(), CatalogError> {
         let mut mistakes = match plugin_from_json(&plugin.name, &plugin.document()) {
-            Ok(_) => Vec::new(),
+            Ok(settings) => self.beyond(tenant, &settings).await?,
             Err(Mistakes(mistakes)) => mistakes.iter().map(ToString::to_string).collect(),
         };
         if let Some(Canary { share, .. }) = plugin.canary.filter(|canary| canary.share > super::SHARES) {
@@ -148,6 +148,14 @@ impl Catalog {
             });
         }
         Ok(())
+    }
+
+    /// Which limits of a plugin are more than its tenant's?
+    async fn beyond(&self, tenant: &TenantId, plugin: &PluginSettings) -> Result<Vec<String>, CatalogError> {
+        let Some(record) = self.tenant(tenant).await? else { return Ok(Vec::new()) };
+        // Whatever else the settings have, the limits are looked at.
+        let read = tenant_from_json(tenant, &Value::Object(record.settings), true);
+        Ok(read.map(|(tenant, _)| plugin.limits.beyond(&tenant.call_limits)).unwrap_or_default())
     }
 
     /// Stores a component that was checked, and makes it a version of a plugin that there is. It becomes active only

@@ -1,8 +1,10 @@
 //! The `[limits]` and `[call_limits]` of a tenant.
 
+use std::ops::RangeInclusive;
+
 use super::source::{Report, Section};
 use crate::event::EVENT_NAME_BYTES_MAX;
-use crate::tenant::{BreakerLimits, CallLimits, Limits};
+use crate::tenant::{BreakerLimits, CallLimits, Limits, PluginLimits};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -92,6 +94,39 @@ pub(super) fn call_limits(section: Option<Section<'_>>, report: &mut Report) -> 
     }
     given.finish(report);
     limits
+}
+
+/// What a plugin's calls may use up where that is less than the tenant's.
+pub(super) fn plugin_limits(section: Option<Section<'_>>, report: &mut Report) -> PluginLimits {
+    let mut limits = PluginLimits::default();
+    let Some(mut given) = section else { return limits };
+    let mut read = Own { given: &mut given, report };
+    read.own("cpu_ms", 1..=10_000, &mut limits.cpu_ms);
+    read.own("wall_ms", 1..=60_000, &mut limits.wall_ms);
+    read.own("memory_bytes", 64 * KIB..=1_024 * MIB, &mut limits.memory_bytes);
+    read.own("host_calls", 1..=1_000_000, &mut limits.host_calls);
+    read.own("output_bytes", KIB..=64 * MIB, &mut limits.output_bytes);
+    read.own("state_keys", 1..=4_096, &mut limits.state_keys);
+    read.own("state_value_bytes", 1..=MIB, &mut limits.state_value_bytes);
+    read.own("publications", 0..=4_096, &mut limits.publications);
+    read.own("timers", 0..=1_024, &mut limits.timers);
+    read.own("memberships", 0..=4_096, &mut limits.memberships);
+    read.own("log_lines", 0..=1_024, &mut limits.log_lines);
+    read.own("concurrent_calls", 1..=4_096, &mut limits.concurrent_calls);
+    given.finish(report);
+    limits
+}
+
+/// Reads numbers that may be left out.
+struct Own<'a, 'b> {
+    given: &'a mut Section<'b>,
+    report: &'a mut Report,
+}
+
+impl Own<'_, '_> {
+    fn own<T: TryFrom<u64>>(&mut self, key: &'static str, range: RangeInclusive<u64>, into: &mut Option<T>) {
+        *into = self.given.get(key).and_then(|number| number.integer(range, self.report));
+    }
 }
 
 /// When a hook that keeps failing is not called any more.

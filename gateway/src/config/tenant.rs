@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use super::api_keys::api_keys;
 use super::auth::{auth, secret_of_environment, strength};
-use super::limits::{call_limits, limits};
+use super::limits::{call_limits, limits, plugin_limits};
 use super::signature::{require_signature, signature_keys};
 use super::source::{Document, Given, Place, Report, Section, read_file, read_text};
 use super::{Environment, origins};
 use crate::event::EVENT_NAME_BYTES_MAX;
 use crate::room::Room;
-use crate::tenant::{Instances, Pattern, PluginSettings, Role, Secret, Tenant, TenantId, WarmLimits, is_name};
+use crate::tenant::{
+    CallLimits, Instances, Pattern, PluginSettings, Role, Secret, Tenant, TenantId, WarmLimits, is_name,
+};
 
 /// The longest name of a plugin, in bytes.
 const PLUGIN_NAME_BYTES_MAX: usize = 64;
@@ -88,7 +90,7 @@ pub(super) fn of_document(document: &Document<'_>, context: &Context<'_>, report
     let auth = auth(given.section("auth", report), context, report);
     let limits = limits(given.section("limits", report), report);
     let call_limits = call_limits(given.section("call_limits", report), report);
-    let plugins = plugins(given.sections("plugins", report), context, report);
+    let plugins = plugins(given.sections("plugins", report), &call_limits, context, report);
     let relay = patterns(given.get("relay"), report).unwrap_or_default();
     let broadcast = patterns(given.get("broadcast"), report).unwrap_or_default();
     let origins = origins(given.get("origins"), report);
@@ -210,7 +212,12 @@ fn backend_token(given: &mut Section<'_>, context: &Context<'_>, report: &mut Re
     Some(secret)
 }
 
-fn plugins(sections: Vec<Section<'_>>, context: &Context<'_>, report: &mut Report) -> Vec<PluginSettings> {
+fn plugins(
+    sections: Vec<Section<'_>>,
+    call_limits: &CallLimits,
+    context: &Context<'_>,
+    report: &mut Report,
+) -> Vec<PluginSettings> {
     let mut plugins: Vec<PluginSettings> = Vec::new();
     let (mut names, mut roles) = (HashSet::new(), HashSet::new());
     let mut all_read = true;
@@ -222,6 +229,9 @@ fn plugins(sections: Vec<Section<'_>>, context: &Context<'_>, report: &mut Repor
         };
         if !names.insert(plugin.name.clone()) {
             report.mistake(at.clone(), format!("the name {:?} is given twice", plugin.name));
+        }
+        for problem in plugin.limits.beyond(call_limits) {
+            report.mistake(at.clone(), problem);
         }
         if plugin.role != Role::Handler && !roles.insert(plugin.role) {
             report.mistake(at, format!("a second {}; a tenant has at most one", role_name(plugin.role)));
@@ -268,9 +278,10 @@ pub(super) fn plugin(mut given: Section<'_>, context: &Context<'_>, report: &mut
     let events = patterns(events, report);
     let settings = given.section("settings", report).map(|settings| texts(&settings, report)).unwrap_or_default();
     let instances = instances(&mut given, report);
+    let limits = plugin_limits(given.section("call_limits", report), report);
     given.finish(report);
     (events.is_some() || !events_given).then_some(())?;
-    Some(PluginSettings { name: name?.into(), role: role?, component: component?, events, settings, instances })
+    Some(PluginSettings { name: name?.into(), role: role?, component: component?, events, settings, instances, limits })
 }
 
 /// `instances`, and how long warm ones are kept.

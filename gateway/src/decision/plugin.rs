@@ -30,6 +30,7 @@ mod instance;
 mod journal;
 mod load;
 mod metering;
+mod own_limits;
 mod routes;
 mod share;
 mod transaction;
@@ -42,6 +43,7 @@ use gate::Gate;
 use host::Call;
 use instance::Prepared;
 use metering::Metering;
+use own_limits::OwnLimits;
 use share::Share;
 use usage::Account;
 use warm::{IdlePlaces, WarmPool};
@@ -381,6 +383,7 @@ pub struct Plugin {
     /// What it says about itself.
     pub description: Description,
     settings: Arc<BTreeMap<String, String>>,
+    own_limits: OwnLimits,
     prepared: Arc<Prepared>,
     admission: Arc<Admission>,
     share: Arc<Share>,

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use postern::decision::plugin::{CallError, FailureKind, Plugin};
+use postern::tenant::{CallLimits, PluginLimits, PluginSettings, Role};
 use serde_json::{Value, json};
 
+use crate::plugin_host::{World, settings, tenant, world};
 use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
 use crate::support::{harm, open, token};
@@ -119,4 +122,53 @@ fn rooms_beyond_the_tenants_limit_are_joined_by_nobody() {
     ws.request("bob", "leave_room", json!({ "room": "good:0" }));
     assert_eq!(join(&mut ws, 3)["room_name"], "good:3");
     assert_eq!(ws.request("eve", "echo", json!(1)), 1);
+}
+
+async fn limited(world: &World, name: &str, limits: PluginLimits) -> std::sync::Arc<Plugin> {
+    let settings = PluginSettings { limits, ..settings(name, Role::Handler) };
+    let component = std::fs::read(crate::support::components().join("test-harm.wasm")).unwrap();
+    world.host.load(&tenant("acme"), &settings, &world.limits, component.into()).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_plugin_with_limits_of_its_own_is_stopped_by_them_and_the_tenants_others_are_not() {
+    let world = world(CallLimits { publications: 40, ..CallLimits::default() });
+    let few = PluginLimits { host_calls: Some(5), publications: Some(3), ..PluginLimits::default() };
+    let (few, others) = (limited(&world, "few", few).await, world.harm().await);
+    let (result, _) = world.order(&few, "flood", Value::Null).await;
+    let Err(CallError::Failed(failure)) = result else { panic!("{result:?}") };
+    assert_eq!(failure.kind, FailureKind::HostCalls);
+    assert!(
+        failure.to_string().contains("`few`") && failure.message.contains("call_limits.host_calls = 5"),
+        "{failure}"
+    );
+    let (result, _) = world.order(&few, "many_publications", json!(4)).await;
+    let Err(CallError::Refused(refusal)) = result else { panic!("{result:?}") };
+    assert!(refusal.message.contains("call_limits.publications = 3"), "{refusal:?}");
+    assert_eq!(world.order(&others, "many_publications", json!(40)).await.0, Ok(()));
+    // Both in one transaction: each by its own.
+    let mut tx = world.begin();
+    assert!(few.handle(&mut tx, &crate::plugin_host::event("many_publications", &json!(2))).await.is_ok());
+    assert!(others.handle(&mut tx, &crate::plugin_host::event("many_publications", &json!(30))).await.is_ok());
+    // What the tenant has less of, the plugin has less of.
+    let more = PluginLimits { publications: Some(100), ..PluginLimits::default() };
+    let more = limited(&world, "more", more).await;
+    let (result, _) = world.order(&more, "many_publications", json!(41)).await;
+    let Err(CallError::Refused(refusal)) = result else { panic!("{result:?}") };
+    assert!(refusal.message.contains("call_limits.publications = 40"), "{refusal:?}");
+}
+
+#[tokio::test]
+async fn a_plugin_that_may_run_one_call_at_a_time_does_not_hold_the_tenants_others_up() {
+    let world = world(CallLimits { cpu_ms: 400, cpu_ms_per_second: 0, ..CallLimits::default() });
+    let one = PluginLimits { concurrent_calls: Some(1), ..PluginLimits::default() };
+    let (one, others) = (limited(&world, "one", one).await, world.harm().await);
+    let begun = Instant::now();
+    let (first, second, other) =
+        tokio::join!(world.order(&one, "loop", Value::Null), world.order(&one, "loop", Value::Null), async {
+            (world.order(&others, "count", Value::Null).await.0, begun.elapsed())
+        });
+    assert!(matches!((first.0, second.0), (Err(CallError::Failed(_)), Err(CallError::Failed(_)))));
+    assert!(begun.elapsed() >= Duration::from_millis(800), "one after the other");
+    assert!(other.0 == Ok(()) && other.1 < Duration::from_millis(400), "{other:?}");
 }

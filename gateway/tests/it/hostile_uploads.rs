@@ -53,6 +53,7 @@ fn plugin_settings(name: &str) -> PluginSettings {
         events: None,
         settings: Default::default(),
         instances: Default::default(),
+        limits: Default::default(),
     }
 }
 

@@ -43,6 +43,7 @@ impl Society {
             events: None,
             settings: Default::default(),
             instances: Default::default(),
+            limits: Default::default(),
         };
         let component = std::fs::read(components().join("visitor-approvals.wasm")).unwrap();
         let plugin = host.load(&tenant, &settings, &CallLimits::default(), component.into()).await.unwrap();

@@ -15,7 +15,7 @@ use postern::engine::embedded::{EmbeddedEngine, Options};
 use postern::engine::{DueTimer, Engine, Outcome};
 use postern::event::{Event, Payload};
 use postern::room::Room;
-use postern::tenant::{CallLimits, Instances, PluginSettings, Role, TenantId};
+use postern::tenant::{CallLimits, Instances, PluginLimits, PluginSettings, Role, TenantId};
 use serde_json::{Value, json};
 
 /// A component, built once per run of the tests.
@@ -51,6 +51,7 @@ pub(crate) fn settings(name: &str, role: Role) -> PluginSettings {
         events: None,
         settings: Default::default(),
         instances: Instances::Fresh,
+        limits: PluginLimits::default(),
     }
 }
 

@@ -75,7 +75,7 @@ impl Admission {
         }
     }
 
-    fn late(&self, limits: &CallLimits) -> CallError {
+    pub(super) fn late(&self, limits: &CallLimits) -> CallError {
         CallError::Overloaded(format!(
             "waited {} ms in line behind other plugin calls: call_limits.concurrent_calls = {}, \
              call_limits.wall_ms = {}",
@@ -83,7 +83,8 @@ impl Admission {
         ))
     }
 
-    async fn enter(&self, limits: &CallLimits) -> Result<OwnedSemaphorePermit, CallError> {
+    /// Waits for a place; too many may not wait.
+    pub(super) async fn enter(&self, limits: &CallLimits) -> Result<OwnedSemaphorePermit, CallError> {
         if let Ok(permit) = self.running.clone().try_acquire_owned() {
             return Ok(permit);
         }

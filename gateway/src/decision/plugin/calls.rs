@@ -165,9 +165,10 @@ impl Plugin {
         if !self.exports(hook) {
             return Err(self.failure(hook, FailureKind::NotExported, "the component does not export this".into()));
         }
-        let Some(limits) = tx.peek().map(|work| work.limits.clone()) else {
+        let Some(tenants) = tx.peek().map(|work| work.limits.clone()) else {
             return Err(self.failure(hook, FailureKind::Internal, "an earlier call was abandoned".into()));
         };
+        let limits = self.own_limits.within(&tenants);
         let begun = Instant::now();
         let pass = if hook == Hook::Describe { None } else { Some(self.let_through(hook, &limits)?) };
         let result = self.admitted(tx, hook, namespace, input, &limits).await.and_then(|answer| {
@@ -216,19 +217,26 @@ impl Plugin {
         hook: Hook,
         namespace: &Arc<str>,
         input: Input,
-        limits: &CallLimits,
+        limits: &Arc<CallLimits>,
     ) -> Result<Answer, CallError> {
         let begun = Instant::now();
         let trial = hook == Hook::Describe;
+        let _own_place = if trial { None } else { self.own_limits.admit(limits).await? };
         let admitted = self.admission.admit(&self.host.pool, &self.share.budget, limits, trial).await?;
-        let Some(work) = tx.take() else {
+        let Some(mut work) = tx.take() else {
             return Err(self.failure(hook, FailureKind::Internal, "an earlier call was abandoned".into()));
         };
+        let tenants = std::mem::replace(&mut work.limits, limits.clone());
         let wall = Duration::from_millis(limits.wall_ms.into()).saturating_sub(begun.elapsed());
         let call = self.prepare(work, hook, namespace, limits);
         let warm = self.warm.clone().filter(|_| !trial);
         let place = Place { prepared: self.prepared.clone(), gate: self.host.gate.clone(), warm };
-        self.run(tx, hook, instance::run(place, call, input, wall, admitted)).await
+        let result = self.run(tx, hook, instance::run(place, call, input, wall, admitted)).await;
+        if let Some(mut work) = tx.take() {
+            work.limits = tenants;
+            tx.put_back(work);
+        }
+        result
     }
 
     fn prepare(&self, work: Box<Work>, hook: Hook, namespace: &Arc<str>, limits: &CallLimits) -> Call {

@@ -14,6 +14,7 @@ use super::calls::OUT_OF_STEP;
 use super::contract::PACKAGE;
 use super::failure::{CallError, FailureKind, Hook};
 use super::metering::Metering;
+use super::own_limits::OwnLimits;
 use super::routes::Routes;
 use super::transaction::Transaction;
 use super::warm::WarmPool;
@@ -256,6 +257,7 @@ impl Host {
         limits: &CallLimits,
         component: Bytes,
     ) -> Result<Arc<Plugin>, LoadError> {
+        let (tenants, limits) = (limits, &settings.limits.within(limits));
         let limit = self.settings.memory_bytes_max;
         if limits.memory_bytes > limit {
             return Err(LoadError::MemoryLimit { asked: limits.memory_bytes, limit });
@@ -286,7 +288,8 @@ impl Host {
             },
             settings: Arc::new(settings.settings.clone()),
             prepared,
-            admission: share.admission(limits),
+            own_limits: OwnLimits::new(settings.limits),
+            admission: share.admission(tenants),
             warm: match settings.instances {
                 Instances::Fresh => None,
                 Instances::Warm(limits) => Some(WarmPool::new(limits, &self.idle, &share.idle)),
