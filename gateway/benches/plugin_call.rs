@@ -35,6 +35,47 @@ async fn main() {
     measure(&host, &components.join("word-filter.wasm"), "chat_send", said, CALLS / 10).await;
     let poll = serde_json::json!({ "channel": "general", "question": "tea?", "options": ["yes", "no"] });
     measure(&host, &components.join("poll.wasm"), "poll_open", poll, CALLS / 10).await;
+    measure_router(&host, &components.join("event-routing.wasm")).await;
+}
+
+/// Asks a router where events go: names that it has answered before, and new ones.
+async fn measure_router(host: &Arc<Host>, path: &Path) {
+    let tenant = TenantId::parse("bench").unwrap();
+    let limits = Arc::new(CallLimits { cpu_ms_per_second: 0, ..CallLimits::default() });
+    let engine = EmbeddedEngine::in_memory(Options::default()).unwrap();
+    let routes = r#"{ "task:*": "task-updates", "typing:*": { "to": "typing-status", "feature": "typing" } }"#;
+    let settings = PluginSettings {
+        name: "event-routing".into(),
+        role: Role::Router,
+        component: path.to_owned(),
+        events: None,
+        settings: [("routes", routes), ("features", r#"{ "typing": true }"#)]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        limits: Default::default(),
+        instances: Instances::Fresh,
+    };
+    let component = std::fs::read(path).unwrap();
+    let plugin = host.load(&tenant, &settings, &limits, component.into()).await.unwrap();
+    let namespace: Arc<str> = "/".into();
+    for (what, names) in [("known names", 1), ("new names", CALLS)] {
+        let names: Vec<Arc<str>> = (0..names).map(|n| format!("task:edit-{n}").into()).collect();
+        let mut took: Vec<_> = Vec::with_capacity(CALLS);
+        for n in 0..CALLS {
+            let invocation = Invocation { id: CommitId::random(), attempt: 1, now: 0 };
+            let mut tx = Transaction::new(engine.clone(), tenant.clone(), limits.clone(), invocation);
+            let begun = Instant::now();
+            let answer = plugin.route(&mut tx, None, &namespace, &names[n % names.len()]).await.unwrap();
+            took.push(begun.elapsed());
+            assert_eq!(answer, ["task-updates"]);
+        }
+        took.sort();
+        println!(
+            "event-routing: {what}, one after the other: median {:.2} µs, p99 {:.2} µs",
+            took[CALLS / 2].as_secs_f64() * 1e6,
+            took[CALLS * 99 / 100].as_secs_f64() * 1e6
+        );
+    }
 }
 
 /// Calls one component with one event, fresh and warm, and prints what it took.

@@ -31,6 +31,11 @@ const NPM_LINES_TOLD: usize = 12;
 /// The oldest Node.js, by major version.
 const NODE_MIN: u32 = 20;
 
+/// What the tool says of an import that it does not find, and what there is instead.
+const NOT_LOADED: &str = "Error loading module";
+const MAY_BE_IMPORTED: &str = "what may be imported: the plugin's own files, plain JavaScript that npm installed, and \
+     postern:plugin/NAME@0.1.0 with config, invocation, log, presence, rooms, state or timers; nothing of Node.js is there";
+
 const GUARD: &str = include_str!("javascript/guard.js");
 const DRIVER: &str = include_str!("javascript/build.mjs");
 
@@ -186,6 +191,11 @@ fn componentize(shop: &Workshop, name: &str, entry: &str, world: &World) -> Resu
     let mut node = Command::new("node");
     node.current_dir(&shop.dir).arg(shop.build.join("build.mjs")).arg(shop.build.join("entry.js"));
     node.arg(shop.build.join("wit")).arg(&world.name).arg(&made);
-    run::run(node, &mut |_| {}, &mut |_| {}).map_err(|error| workshop::source_error(name, error))?;
+    run::run(node, &mut |_| {}, &mut |_| {}).map_err(|error| match workshop::source_error(name, error) {
+        BuildError::Source { name, what } if what.contains(NOT_LOADED) => {
+            BuildError::Source { name, what: format!("{}\n{MAY_BE_IMPORTED}", what.trim_end()) }
+        }
+        other => other,
+    })?;
     std::fs::read(&made).map_err(BuildError::io(&made))
 }

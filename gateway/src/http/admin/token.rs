@@ -25,17 +25,30 @@ pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap) -> Result<Acto
     {
         return Ok(Actor::gateway(OF_THE_SETTINGS));
     }
-    gateway.catalog.actor_of(&token).await?.ok_or_else(|| {
-        Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", "this token is not, or not any more, good here")
-    })
+    if let Some(actor) = gateway.catalog.actor_of(&token).await? {
+        return Ok(actor);
+    }
+    if is_off(gateway).await? {
+        return Err(off());
+    }
+    Err(Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", "this token is not, or not any more, good here"))
 }
 
-/// Without a token: is there any that would be good?
+/// Is there no token that would be good?
+async fn is_off(gateway: &Gateway) -> Result<bool, Denied> {
+    Ok(gateway.config.admin_token.is_none() && !gateway.catalog.has_tokens().await?)
+}
+
+fn off() -> Denied {
+    let text = "the admin API is off: start the gateway with the setting admin_token (POSTERN_ADMIN_TOKEN, 32 \
+                characters or more) and send it as Authorization: Bearer";
+    Denied::new(StatusCode::FORBIDDEN, "admin_disabled", text)
+}
+
+/// What whoever comes without a token hears.
 async fn nobody(gateway: &Gateway) -> Result<Denied, Denied> {
-    if gateway.config.admin_token.is_none() && !gateway.catalog.has_tokens().await? {
-        let text = "the admin API is off: start the gateway with the setting admin_token (POSTERN_ADMIN_TOKEN, 32 \
-                    characters or more) and send it as Authorization: Bearer";
-        return Ok(Denied::new(StatusCode::FORBIDDEN, "admin_disabled", text));
+    if is_off(gateway).await? {
+        return Ok(off());
     }
     let text = "send a token of the admin API as Authorization: Bearer";
     Ok(Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", text))

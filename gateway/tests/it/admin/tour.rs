@@ -52,10 +52,14 @@ fn a_tenant_is_made_and_its_plugins_are_pushed_swapped_and_taken_back_while_a_cl
         &node,
         &["tenant", "key", "put", "acme", "k1", "--algorithm", "HS256", "--secret-file", secret_file.to_str().unwrap()],
     );
+    // Clients would only find the door shut.
+    let troubles = || ask(&node, OPERATOR, "GET", "/tenants/acme", None).1["troubles"].to_string();
+    eventually("nobody decides who may connect, which is told", || troubles().contains("no authorizer"));
     done(
         &node,
         &["plugin", "push", "door", &component("bench"), "--tenant", "acme", "--role", "authorizer", "--activate"],
     );
+    eventually("somebody does", || troubles() == "[]");
     let (printed, told) =
         done(&node, &["plugin", "push", "echo", &one, "--tenant", "acme", "--role", "handler", "--activate"]);
     assert!(printed.contains("echo: version 1 is stored") && printed.contains("sha256"), "{printed}");

@@ -97,7 +97,10 @@ class TooLate:
 
     @staticmethod
     def find_spec(name, path=None, target=None):
-        raise ModuleNotFoundError(f"{name} was not imported while the component was built: import it at the top of the file")
+        raise ModuleNotFoundError(
+            f"{name} was not imported while the component was built: import it at the top of the file, "
+            "unless it speaks to an operating system (sockets, threads, processes): there is none here"
+        )
 
 
 class Lines:
