@@ -56,10 +56,10 @@ use crate::tenant::TenantId;
 
 pub mod embedded;
 mod log;
-mod quota;
 pub mod redis;
-pub use quota::{Seat, SeatLimits, Seating, Tokens, Whose};
+mod shared_limits;
 pub(crate) use redis::mistake_in_url as mistake_in_redis_url;
+pub use shared_limits::{Seat, SeatLimits, Seating, Tokens, Whose};
 
 /// How long a commit id is remembered at least, in milliseconds.
 pub const COMMIT_ID_KEPT_MS: Millis = 60_000;

@@ -44,7 +44,7 @@ use crate::tenant::TenantId;
 
 mod feed;
 mod presence;
-mod quota;
+mod shared_limits;
 mod store;
 mod stream;
 mod writer;
@@ -409,14 +409,14 @@ impl Engine for EmbeddedEngine {
         limits: SeatLimits,
         instead_of: Option<&ConnectionId>,
     ) -> Result<Seating, EngineError> {
-        Ok(self.shared.streams.of(tenant).quota.lock().take(seat, limits, instead_of))
+        Ok(self.shared.streams.of(tenant).shared_limits.lock().take(seat, limits, instead_of))
     }
 
     async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
         let stream = self.shared.streams.of(tenant);
-        let mut quota = stream.quota.lock();
-        kept.iter().for_each(|seat| quota.keep(seat));
-        given_back.iter().for_each(|seat| quota.give_back(seat));
+        let mut counted = stream.shared_limits.lock();
+        kept.iter().for_each(|seat| counted.keep(seat));
+        given_back.iter().for_each(|seat| counted.give_back(seat));
         Ok(())
     }
 
@@ -428,7 +428,7 @@ impl Engine for EmbeddedEngine {
         wanted: NonZeroU32,
     ) -> Result<Tokens, EngineError> {
         let now = self.now();
-        Ok(self.shared.streams.of(tenant).quota.lock().take_tokens(bucket, per_minute, wanted, now))
+        Ok(self.shared.streams.of(tenant).shared_limits.lock().take_tokens(bucket, per_minute, wanted, now))
     }
 
     fn report(&self, stat: NodeStat) {

@@ -16,11 +16,11 @@ mod link;
 mod memory;
 mod nodes;
 mod probe;
-mod quota;
 mod registry;
 mod router;
 mod script;
 mod sentinel;
+mod shared_limits;
 mod sizes;
 mod subscriptions;
 mod timers;
@@ -497,11 +497,11 @@ impl Engine for RedisEngine {
         limits: SeatLimits,
         instead_of: Option<&ConnectionId>,
     ) -> Result<Seating, EngineError> {
-        quota::take_seat(&self.nodes, tenant, seat, limits, instead_of).await
+        shared_limits::take_seat(&self.nodes, tenant, seat, limits, instead_of).await
     }
 
     async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
-        quota::keep_seats(&self.nodes, tenant, kept, given_back).await
+        shared_limits::keep_seats(&self.nodes, tenant, kept, given_back).await
     }
 
     async fn take_tokens(
@@ -511,7 +511,7 @@ impl Engine for RedisEngine {
         per_minute: NonZeroU32,
         wanted: NonZeroU32,
     ) -> Result<Tokens, EngineError> {
-        quota::take_tokens(&self.nodes, tenant, bucket, per_minute, wanted).await
+        shared_limits::take_tokens(&self.nodes, tenant, bucket, per_minute, wanted).await
     }
 
     fn report(&self, stat: NodeStat) {

@@ -17,7 +17,7 @@ use postern::tenant::TenantId;
 
 pub(crate) mod log;
 pub(crate) mod people;
-pub(crate) mod quota;
+pub(crate) mod shared_limits;
 pub(crate) mod state;
 pub(crate) mod timers;
 pub(crate) mod totals;
@@ -141,7 +141,7 @@ macro_rules! engine_suite {
                 an_artifact_is_found_by_its_digest,
                 a_running_engine_says_that_it_is_ready,
             }
-            crate::engine_suite::cases! { $fixture, quota:
+            crate::engine_suite::cases! { $fixture, shared_limits:
                 of_clients_that_come_in_at_once_as_many_get_in_as_may,
                 a_seat_that_is_taken_twice_is_one_and_given_back_twice_too,
                 a_tenant_has_so_many_seats_whoever_has_them,

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::feed::Feeder;
 use super::presence::Presence;
-use super::quota::Quota;
+use super::shared_limits::SharedLimits;
 use crate::client::ConnectionId;
 use crate::commit::{Commit, CommitId, Effect, Entry, Millis, Position, Publication, SessionRecord};
 use crate::engine::log::{Limits, Log};
@@ -57,7 +57,7 @@ impl Streams {
 pub(super) struct Stream {
     inner: Mutex<Inner>,
     /// What its limits count.
-    pub(super) quota: Mutex<Quota>,
+    pub(super) shared_limits: Mutex<SharedLimits>,
 }
 
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Stream {
             sessions: HashMap::new(),
             done: Done::default(),
         };
-        Stream { inner: Mutex::new(inner), quota: Mutex::default() }
+        Stream { inner: Mutex::new(inner), shared_limits: Mutex::default() }
     }
 
     /// Makes a commit known: to the log, its followers, the registry and the sessions. Answers its

@@ -18,7 +18,7 @@ const BUCKETS_SWEPT_AT: usize = 10_000;
 
 /// Those of one tenant.
 #[derive(Debug, Default)]
-pub(super) struct Quota {
+pub(super) struct SharedLimits {
     users: HashMap<Arc<str>, HashSet<ConnectionId>>,
     seats: usize,
     buckets: HashMap<Box<str>, Level>,
@@ -33,7 +33,7 @@ struct Level {
     at: Millis,
 }
 
-impl Quota {
+impl SharedLimits {
     pub(super) fn take(&mut self, seat: &Seat, limits: SeatLimits, instead_of: Option<&ConnectionId>) -> Seating {
         let theirs = self.users.get(&seat.subject);
         if theirs.is_some_and(|theirs| theirs.contains(&seat.connection)) {
@@ -99,23 +99,23 @@ mod tests {
 
     #[test]
     fn buckets_that_are_full_again_are_forgotten() {
-        let mut quota = Quota::default();
+        let mut limits = SharedLimits::default();
         let one = NonZeroU32::MIN;
         for n in 0..3 * BUCKETS_SWEPT_AT {
             let now = MINUTE_MS * (n / BUCKETS_SWEPT_AT) as Millis;
-            assert_eq!(quota.take_tokens(&n.to_string(), one, one, now), Tokens::Granted(1));
+            assert_eq!(limits.take_tokens(&n.to_string(), one, one, now), Tokens::Granted(1));
         }
-        assert!(quota.buckets.len() <= 2 * BUCKETS_SWEPT_AT, "{}", quota.buckets.len());
+        assert!(limits.buckets.len() <= 2 * BUCKETS_SWEPT_AT, "{}", limits.buckets.len());
     }
 
     #[test]
     fn nothing_is_left_of_seats_that_were_given_back() {
-        let mut quota = Quota::default();
+        let mut limits = SharedLimits::default();
         let seat = Seat { subject: "bob".into(), connection: "c1".into() };
-        quota.keep(&seat);
-        quota.keep(&seat);
-        quota.give_back(&seat);
-        quota.give_back(&seat);
-        assert!(quota.users.is_empty() && quota.seats == 0);
+        limits.keep(&seat);
+        limits.keep(&seat);
+        limits.give_back(&seat);
+        limits.give_back(&seat);
+        assert!(limits.users.is_empty() && limits.seats == 0);
     }
 }
