@@ -70,6 +70,10 @@ pub struct CatalogFollower {
     breakers: Breakers,
     /// How many changes there had been at the last look through everything.
     changes_seen: Option<u64>,
+    /// How many there have been at least, news included: fewer means that the catalog was lost.
+    changes_most: u64,
+    /// Something was heard since they were counted.
+    changes_heard: bool,
     /// Has something of the log been missed since then?
     missed: bool,
     sweep_at: Instant,
@@ -96,6 +100,8 @@ impl CatalogFollower {
             queued: HashSet::new(),
             later: HashMap::new(),
             changes_seen: None,
+            changes_most: 0,
+            changes_heard: false,
             missed: false,
             sweep_at: Instant::now() + SWEEP_EVERY,
             shadowed: HashSet::new(),
@@ -146,7 +152,10 @@ impl CatalogFollower {
         };
         for news in news {
             match news {
-                News::Changed(Changed::Tenant { tenant }) => self.dirty(tenant),
+                News::Changed(Changed::Tenant { tenant }) => {
+                    self.changes_heard = true;
+                    self.dirty(tenant);
+                }
                 News::Changed(Changed::Ready { tenant, plugin }) => self.rollouts.reported(&tenant, &plugin),
                 News::Changed(Changed::Other) => {}
                 News::Lost => {
@@ -165,6 +174,12 @@ impl CatalogFollower {
         for id in due {
             self.later.remove(&id);
             self.dirty(id);
+        }
+        if self.changes_heard
+            && let Ok(changes) = self.gateway.catalog.changes().await
+        {
+            self.changes_heard = false;
+            self.changes_most = self.changes_most.max(changes);
         }
         if self.sweep_at > now {
             return;
@@ -207,7 +222,7 @@ impl CatalogFollower {
             return Ok(());
         }
         // The catalog was lost with its engine's data: what was served goes on.
-        let lost = self.changes_seen.is_some_and(|seen| changes < seen);
+        let lost = changes < self.changes_most;
         let mut there = HashSet::new();
         let mut after: Option<String> = None;
         loop {
@@ -254,7 +269,7 @@ impl CatalogFollower {
                 }
             }
         }
-        self.changes_seen = Some(changes);
+        (self.changes_seen, self.changes_most) = (Some(changes), changes);
         Ok(())
     }
 
