@@ -34,7 +34,7 @@ use crate::quota::{OverQuota, RoomsHere, Stored, StoredKind};
 use crate::room::Room;
 use crate::telemetry::labels;
 use crate::tenant::{CallLimits, Limits, TenantId};
-use crate::usage::Traffic;
+use crate::traffic::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
 pub use input::{Input, Returning};

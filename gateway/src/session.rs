@@ -36,9 +36,6 @@ use connection::Connection;
 use language::{Language, Said};
 pub use recovery::Claim;
 
-/// Namespaces that one client may be in at once.
-pub const NAMESPACES_MAX: usize = 16;
-
 /// How long the last words may take to reach the client.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -25,7 +25,7 @@ use crate::quota::RoomsHere;
 use crate::room::Room;
 use crate::telemetry::labels;
 use crate::tenant::TenantId;
-use crate::usage::Traffic;
+use crate::traffic::Traffic;
 
 /// How many entries are handed out before anything is written: what came together is written together.
 const ENTRIES_PER_BATCH: usize = 64;
