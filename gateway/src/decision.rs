@@ -57,6 +57,23 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the ephemeral publications of one input may take together.
 const EPHEMERAL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// An input's name, and when the gateway accepted it: what its components are told.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// Becomes the commit's id. No other input of the tenant may have it.
+    pub id: CommitId,
+    /// In milliseconds since the Unix epoch.
+    pub at: Millis,
+}
+
+impl Accepted {
+    /// Now. Another id each time, also for what was sent again: the engine knows ids for longer than requests are known
+    /// by name, and would take what is to be done anew for done.
+    fn now() -> Accepted {
+        Accepted { id: CommitId::random(), at: now_ms() }
+    }
+}
+
 /// What an input came to.
 #[derive(Debug)]
 pub struct Decided {
@@ -230,13 +247,21 @@ impl Decisions {
         input: Input<'_>,
         once: Option<&Once>,
     ) -> Result<Decided, Undecided> {
+        self.run_accepted(pipeline, input, once, Accepted::now()).await
+    }
+
+    /// As [`run_once`](Decisions::run_once), for an input that has its id and its time already.
+    pub async fn run_accepted(
+        &self,
+        pipeline: &Pipeline,
+        input: Input<'_>,
+        once: Option<&Once>,
+        accepted: Accepted,
+    ) -> Result<Decided, Undecided> {
         if matches!(input, Input::Event { .. }) {
             self.traffic.events.fetch_add(1, Ordering::Relaxed);
         }
-        // Another one each time, also for what was sent again: the engine knows ids for longer than requests are known
-        // by name, and would take what is to be done anew for done.
-        let id = CommitId::random();
-        let now = now_ms();
+        let Accepted { id, at: now } = accepted;
         let limits = self.limits.load_full();
         let pipeline = &*pipeline.of_user(input.subject());
         let mut turn = None;
