@@ -81,7 +81,7 @@ fn plugin_new(args: &PluginNewArgs) -> Result<(), Failure> {
     for file in plugin_new::new(&args.dir, args.language)? {
         println!("{}", file.display());
     }
-    eprintln!("next: cd {} && {} && postern plugin build .", args.dir.display(), args.language.test_command());
+    eprintln!("next: cd {} && {} && postern plugin test .", args.dir.display(), args.language.test_command());
     Ok(())
 }
 

@@ -328,17 +328,22 @@ fn keep(section: &Section<'_>, report: &mut Report) -> BTreeMap<String, String> 
     keep
 }
 
-/// The names in `${…}` that nothing stands for.
+/// The names in `${…}` that nothing stands for. What a step keeps of its reply its own expectations can name.
 fn unknown_names(step: &Step, kept: &BTreeSet<String>) -> BTreeSet<String> {
-    let mut texts = json!([step.expected.iter().map(|one| &one.value).collect::<Vec<_>>()]).to_string();
-    texts += &match &step.action {
+    let done = match &step.action {
         Action::Event { args, .. } => args.to_string(),
         Action::Join { room, params, .. } => format!("{room} {}", params.clone().unwrap_or_default()),
         Action::Leave { room, .. } => room.clone(),
         Action::Connect { .. } | Action::Disconnect { .. } | Action::Advance(_) => String::new(),
     };
-    let names = texts.split("${").skip(1).filter_map(|rest| Some(rest.split_once('}')?.0.to_owned()));
-    names.filter(|name| !kept.contains(name)).collect()
+    let expected: String = step.expected.iter().map(|one| one.value.to_string()).collect();
+    let unknown = names_in(&done).filter(|name| !kept.contains(*name) || *name == "any");
+    let unexpected = names_in(&expected).filter(|name| !kept.contains(*name) && !step.keep.contains_key(*name));
+    unknown.chain(unexpected).map(str::to_owned).collect()
+}
+
+fn names_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split("${").skip(1).filter_map(|rest| rest.split_once('}').map(|(name, _)| name))
 }
 
 /// `500ms`, `30s`, `2m`, `1h`, `1d`, or several of them: `1h30m`.

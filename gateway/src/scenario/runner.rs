@@ -140,10 +140,6 @@ async fn play(
 ) -> Result<(Happened, Vec<Difference>), RunnerError> {
     let happened = Happened { step: number, line: step.line, ..Happened::default() };
     let (happened, unmet) = stage.perform(happened, &step.action, step.conflicts, kept).await?;
-    let expected: Vec<_> =
-        step.expected.iter().map(|one| Expectation { value: filled(&one.value, kept), ..one.clone() }).collect();
-    let state = stage.values(&keys(&expected)).await?;
-    let mut found = differences(&happened, &expected, &state);
     let difference = |aspect, expected: Value, is: Value| Difference {
         step: number,
         line: step.line,
@@ -152,18 +148,24 @@ async fn play(
         expected,
         happened: is,
     };
-    if unmet > 0 {
-        let is = format!("{} of them: nothing else was committed that rests on what was read", step.conflicts - unmet);
-        found.push(difference("conflict", step.conflicts.into(), is.into()));
-    }
+    let mut unkept = Vec::new();
     for (name, pointer) in &step.keep {
         match happened.reply.as_ref().and_then(|reply| reply.pointer(pointer)) {
             Some(value) => drop(kept.insert(name.clone(), value.clone())),
             None if happened.ended == Ended::Ok => {
-                found.push(difference("keep", pointer.clone().into(), happened.reply.clone().unwrap_or_default()));
+                unkept.push(difference("keep", pointer.clone().into(), happened.reply.clone().unwrap_or_default()));
             }
             None => {}
         }
+    }
+    let expected: Vec<_> =
+        step.expected.iter().map(|one| Expectation { value: filled(&one.value, kept), ..one.clone() }).collect();
+    let state = stage.values(&keys(&expected)).await?;
+    let mut found = differences(&happened, &expected, &state);
+    found.append(&mut unkept);
+    if unmet > 0 {
+        let is = format!("{} of them: nothing else was committed that rests on what was read", step.conflicts - unmet);
+        found.push(difference("conflict", step.conflicts.into(), is.into()));
     }
     Ok((happened, found))
 }

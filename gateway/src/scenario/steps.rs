@@ -28,7 +28,7 @@ impl Stage {
     pub(super) async fn enter_all(&mut self, scenario: &Scenario) -> Result<Vec<Difference>, RunnerError> {
         let mut refused = Vec::new();
         for (user, namespace) in scenario.present() {
-            self.begin(Happened::default());
+            self.happened = Happened::default();
             let ended = self.connect(&user, &namespace).await?;
             if ended != Ended::Ok {
                 refused.push(Difference {
@@ -52,7 +52,7 @@ impl Stage {
         conflicts: u32,
         kept: &BTreeMap<String, Value>,
     ) -> Result<(Happened, u32), RunnerError> {
-        self.begin(happened);
+        self.happened = happened;
         self.recorder.meet(conflicts);
         let ended = match action {
             Action::Event { user, namespace, event, args } => {

@@ -9,9 +9,12 @@ use crate::scenario::{Aspect, Expectation};
 /// Runs of one step that can be expected.
 const RUNS_MAX: u64 = 10_000;
 
+/// Reads what is written; reports what is wrong with it.
+type Reader = fn(&Given<'_>, &mut Report) -> Option<Value>;
+
 pub(super) fn expectations(mut given: Section<'_>, report: &mut Report) -> Vec<Expectation> {
     let mut found = Vec::new();
-    let readers: [(Aspect, fn(&Given<'_>, &mut Report) -> Option<Value>); 12] = [
+    let readers: [(Aspect, Reader); 12] = [
         (Aspect::Reply, |given, report| given.json(report)),
         (Aspect::Published, |given, report| list(given, publication, report)),
         (Aspect::Joined, |given, report| list(given, membership, report)),
@@ -61,13 +64,13 @@ fn text(given: &Given<'_>, report: &mut Report) -> Option<Value> {
     given.string(report).map(Value::String)
 }
 
-fn list(given: &Given<'_>, read: fn(&Given<'_>, &mut Report) -> Option<Value>, report: &mut Report) -> Option<Value> {
+fn list(given: &Given<'_>, read: Reader, report: &mut Report) -> Option<Value> {
     let mistakes = report.mistakes.len();
     let items: Vec<_> = given.items(report).iter().filter_map(|item| read(item, report)).collect();
     (report.mistakes.len() == mistakes).then_some(Value::Array(items))
 }
 
-fn table(given: &Given<'_>, read: fn(&Given<'_>, &mut Report) -> Option<Value>, report: &mut Report) -> Option<Value> {
+fn table(given: &Given<'_>, read: Reader, report: &mut Report) -> Option<Value> {
     let section = given.section(report)?;
     let members = section.iter().filter_map(|(name, value)| Some((name.to_owned(), read(&value, report)?)));
     Some(Value::Object(members.collect()))
