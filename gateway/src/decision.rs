@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use crate::client::Client;
 use crate::commit::{
     Commit, CommitId, Effect, FiredTimer, Grant, Millis, Position, Publication, SessionRecord, StateKey, TimerChange,
-    TimerKey, Who, now_ms,
+    TimerKey, Who,
 };
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
@@ -37,7 +37,7 @@ use crate::tenant::{CallLimits, Limits, TenantId};
 use crate::usage::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
-pub use input::{Input, Returning};
+pub use input::{Accepted, Input, Returning};
 use once::Once;
 use pipeline::{Pipeline, Route};
 use plugin::{Author, CallError, Invocation, Transaction};
@@ -56,23 +56,6 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the ephemeral publications of one input may take together.
 const EPHEMERAL_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// An input's name, and when the gateway accepted it: what its components are told.
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    /// Becomes the commit's id. No other input of the tenant may have it.
-    pub id: CommitId,
-    /// In milliseconds since the Unix epoch.
-    pub at: Millis,
-}
-
-impl Accepted {
-    /// Now. Another id each time, also for what was sent again: the engine knows ids for longer than requests are known
-    /// by name, and would take what is to be done anew for done.
-    fn now() -> Accepted {
-        Accepted { id: CommitId::random(), at: now_ms() }
-    }
-}
 
 /// What an input came to.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use postern::cli::plugin_build::{BuildError, BuildOptions, Component, build};
 use serde_json::json;
 
 use crate::admin::{done, node, operate};
-use crate::plugin_test::tested;
+use crate::plugin_test::{scenarios_of_the_page, tested};
 use crate::support::clients::Clients;
 use crate::support::node::Node;
 use crate::support::{SECRET, components, root, token};
@@ -94,6 +94,13 @@ fn the_examples_come_to_what_their_scenarios_say() {
         let told = tested(&[&component, "--scenario", &format!("{dir}/tests/{scenario}.scenario.toml")]);
         assert!(told.code == Some(0) && told.out.contains(says), "{told:?}");
     }
+    let (_, page) = scenarios_of_the_page().into_iter().find(|(plugin, _)| plugin == "word-filter").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("page.scenario.toml");
+    std::fs::write(&file, page).unwrap();
+    let component = example(WORD_FILTER).path.display().to_string();
+    let told = tested(&[&component, "--scenario", file.to_str().unwrap()]);
+    assert_eq!(told.code, Some(0), "{told:?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::first_plugin::{SCENARIOS, blocks};
 use crate::support::{components, root};
 
 /// What a run said.
@@ -39,6 +40,13 @@ pub(crate) fn tested(args: &[&str]) -> Tested {
     let output = postern.output().expect("postern runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Tested { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+}
+
+/// The whole scenarios of the page about them, each with the plugin that it is of.
+pub(crate) fn scenarios_of_the_page() -> Vec<(String, String)> {
+    let page = std::fs::read_to_string(root().join(SCENARIOS)).unwrap();
+    let whole = blocks(&page).into_iter();
+    whole.filter_map(|(info, text)| Some((info.strip_prefix("toml ")?.to_owned(), text))).collect()
 }
 
 /// Scenario files that are gone with it.
@@ -453,6 +461,31 @@ fn who_comes_and_goes_is_told_to_handlers_that_want_to_know() {
     let mut files = Files::new();
     files.add("refused", "[users.refused-connect]\n[[steps]]\nadvance = \"1s\"\n");
     files.run("test-harm", &[]).ends(1).says("refused-connect comes in before the first step");
+}
+
+#[test]
+fn what_the_page_about_scenarios_shows_holds() {
+    // The others are tried where their plugins are built.
+    for plugin in ["room-authorization", "visitor-approvals"] {
+        let (_, text) = scenarios_of_the_page().into_iter().find(|(of, _)| of == plugin).expect("it has one");
+        let mut files = Files::new();
+        files.add("page", &text).run(plugin, &[]).ends(0);
+    }
+}
+
+#[test]
+fn every_key_that_can_be_expected_is_on_the_page_about_scenarios() {
+    let page = std::fs::read_to_string(root().join(SCENARIOS)).unwrap();
+    let told = harm(&scenario("[[steps]]\nadvance = \"1s\"\nexpect = { none = 1 }\n"), &[]);
+    let (_, known) = told.ends(2).err.split_once("there are ").unwrap();
+    let known: Vec<_> = known.lines().next().unwrap().split(", ").collect();
+    assert!(known.len() >= 15 && known.contains(&"published"), "{known:?}");
+    for key in known {
+        assert!(
+            page.contains(&format!("`{key}`")) || page.contains(&format!("`{key} = ")),
+            "`{key}` is not on the page"
+        );
+    }
 }
 
 #[test]
