@@ -25,6 +25,7 @@ mod context;
 mod document;
 mod limits;
 mod plugins;
+mod scenario;
 mod secrets;
 mod signature;
 mod source;
@@ -34,6 +35,7 @@ mod tests;
 
 pub use admin::AdminLimits;
 pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json};
+pub use scenario::{ENDING as SCENARIO_ENDING, scenario, unusable};
 pub use secrets::{NOT_SHOWN, SET, only_names, without_secrets};
 use source::{Document, Given, Report, Section, read_text};
 pub use source::{Mistake, Mistakes, Place};

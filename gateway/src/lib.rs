@@ -16,6 +16,7 @@ pub mod gateway;
 pub mod key_sets;
 pub mod limits;
 pub mod rates;
+pub mod scenario;
 pub mod seats;
 
 pub mod session;

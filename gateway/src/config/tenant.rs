@@ -310,7 +310,7 @@ fn component(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> O
 }
 
 /// Patterns of event names; `None` when nothing, or something wrong, is written.
-fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern>> {
+pub(super) fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern>> {
     let mistakes_before = report.mistakes.len();
     let mut patterns = Vec::new();
     for item in given?.items(report) {
@@ -327,6 +327,6 @@ fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern
     (report.mistakes.len() == mistakes_before).then_some(patterns)
 }
 
-fn texts(given: &Section<'_>, report: &mut Report) -> BTreeMap<String, String> {
+pub(super) fn texts(given: &Section<'_>, report: &mut Report) -> BTreeMap<String, String> {
     given.iter().filter_map(|(name, value)| Some((name.to_owned(), value.setting(report)?))).collect()
 }
