@@ -8,6 +8,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+/// Namespaces that one client may be in at once.
+pub const NAMESPACES_MAX: usize = 16;
+
 /// Bytes of randomness in an id; 15 give 20 characters of URL-safe base64.
 const ID_BYTES: usize = 15;
 

@@ -21,6 +21,7 @@ use crate::tenant::{Secret, Tenant, TenantId};
 mod admin;
 mod api_keys;
 mod auth;
+mod context;
 mod document;
 mod limits;
 mod plugins;
@@ -214,7 +215,7 @@ pub fn load_tenant(flags: &Flags, env: &dyn Environment, name: &TenantId) -> Res
     let (config, _) = settings(flags, env, &mut report);
     let path = config.tenants_dir.join(format!("{name}.toml"));
     let plugins_dir = config.plugins_dir.as_deref();
-    let context = tenant::Context {
+    let context = context::Context {
         path: &path,
         name: name.as_str(),
         env,
@@ -257,7 +258,7 @@ fn read_tenants(config: &Config, env: &dyn Environment, report: &mut Report) -> 
             continue;
         }
         let (demo, plugins_dir) = (config.demo, config.plugins_dir.as_deref());
-        let context = tenant::Context { path, name, env, demo, plugins_dir, with_components: true, of_a_file: true };
+        let context = context::Context { path, name, env, demo, plugins_dir, with_components: true, of_a_file: true };
         let Some(tenant) = tenant::tenant(&context, report) else { continue };
         if let Some((host, other)) = shared_host(&tenant, &tenants) {
             let at = Place { key: "hosts".into(), ..place(path) };

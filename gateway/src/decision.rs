@@ -14,6 +14,7 @@ pub mod plugin;
 mod relay;
 pub mod revocation;
 pub mod token;
+pub mod verdict;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -34,7 +35,7 @@ use crate::quota::{OverQuota, RoomsHere, Stored, StoredKind};
 use crate::room::Room;
 use crate::telemetry::labels;
 use crate::tenant::{CallLimits, Limits, TenantId};
-use crate::usage::Traffic;
+use crate::traffic::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
 pub use input::{Accepted, Input, Returning};

@@ -17,6 +17,23 @@ pub const EVENT_NAME_BYTES_MAX: usize = 128;
 pub const RESERVED_EVENT_NAMES: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
 
+/// Events that clients say to the gateway, which answers them itself.
+pub const GATEWAY_REQUESTS: [&str; 13] = [
+    "join_room",
+    "join_channel",
+    "leave_room",
+    "leave_channel",
+    "subscribe",
+    "unsubscribe",
+    "publish",
+    "batch_update",
+    "history",
+    "presence",
+    "heartbeat",
+    "refresh_token",
+    "resume",
+];
+
 /// Events that only the gateway says: whoever publishes without a handler may not.
 pub const GATEWAY_EVENTS: [&str; 12] = [
     "authenticated",

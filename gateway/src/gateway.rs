@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::catalog::Catalog;
-use crate::client::{ConnectionId, random_id};
+use crate::client::{ConnectionId, NAMESPACES_MAX, random_id};
 use crate::commit::Position;
 use crate::config::Config;
 use crate::decision::Decisions;
@@ -26,7 +26,6 @@ use crate::engine::{Engine, EngineError, Health};
 use crate::key_sets::{KeySets, same_keys};
 use crate::rates::{KeyRates, UserRates};
 use crate::seats::{HeldSeat, Seats};
-use crate::session::NAMESPACES_MAX;
 use crate::tail::Tail;
 use crate::tenant::{KeySetSource, Tenant, TenantId, VerifyingKey};
 pub use snapshots::Snapshots;

@@ -32,6 +32,7 @@ pub mod quota;
 pub mod reading;
 pub mod tail;
 pub mod timers;
+pub mod traffic;
 pub mod usage;
 
 pub mod drain;

@@ -36,14 +36,6 @@ use connection::Connection;
 use language::{Language, Said};
 pub use recovery::Claim;
 
-/// Is it one of the events that the gateway answers itself?
-pub(crate) fn is_answered_by_the_gateway(event: &str) -> bool {
-    requests::Request::of(event).is_some()
-}
-
-/// Namespaces that one client may be in at once.
-pub const NAMESPACES_MAX: usize = 16;
-
 /// How long the last words may take to reach the client.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 

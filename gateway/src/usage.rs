@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -32,24 +31,6 @@ const UNSENT_MAX: usize = 200_000;
 
 /// Under which plugin's name the accounts have what is the tenant's as a whole.
 pub const GATEWAY: &str = "gateway";
-
-/// What a tenant's clients cause, beside its plugins.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// Events of clients and of the tenant's back end.
-    pub events: AtomicU64,
-    /// Publications that were committed or sent, by whomever.
-    pub published: AtomicU64,
-    /// Publications handed to a client of this node.
-    pub deliveries: AtomicU64,
-}
-
-impl Traffic {
-    fn take(&self) -> [(&'static str, u64); 3] {
-        let take = |number: &AtomicU64| number.swap(0, Ordering::Relaxed);
-        [("events", take(&self.events)), ("published", take(&self.published)), ("deliveries", take(&self.deliveries))]
-    }
-}
 
 /// Keeps the accounts until the node stops.
 pub async fn run(gateway: Arc<Gateway>) {

@@ -7,16 +7,16 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use toml::value::{Datetime, Offset};
 
+use super::context::Context;
 use super::limits::call_limits;
 use super::source::{Document, Given, Mistake, Mistakes, Place, Report, Section, read_text};
-use super::tenant::{Context, patterns, plugin, role_name, texts};
+use super::tenant::{patterns, plugin, role_name, texts};
 use super::{Environment, ProcessEnvironment};
 use crate::close::Close;
 use crate::commit::Millis;
-use crate::event::check_event_name;
+use crate::event::{GATEWAY_REQUESTS, check_event_name};
 use crate::room::ROOT_NAMESPACE;
 use crate::scenario::{ADVANCE_MS_MAX, Action, STEPS_MAX, Scenario, Step};
-use crate::session::is_answered_by_the_gateway;
 use crate::tenant::{BreakerLimits, CallLimits, PluginSettings, Role};
 
 mod expect;
@@ -251,7 +251,7 @@ fn event_name(given: &Given<'_>, report: &mut Report) -> Option<String> {
         report.mistake(given.at.clone(), error.to_string());
         return None;
     }
-    if is_answered_by_the_gateway(&name) {
+    if GATEWAY_REQUESTS.contains(&&*name) {
         given.wrong(
             "must be an event of the tenant's; this one the gateway answers itself (see `join`, `leave`)",
             report,

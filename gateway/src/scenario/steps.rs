@@ -13,12 +13,12 @@ use super::stage::Stage;
 use super::{Action, Scenario, TIMERS_PER_ADVANCE_MAX};
 use crate::commit::{Commit, CommitId, Effect, Grant, Millis, StateKey, Who};
 use crate::decision::farewell::Farewell;
+use crate::decision::verdict::Verdict;
 use crate::decision::{Accepted, Decided, Input, Undecided};
 use crate::engine::Engine as _;
 use crate::event::{Event, Payload};
 use crate::room::Room;
 use crate::tenant::Limits;
-use crate::timers::Verdict;
 
 /// What a connection that a handler ends is told.
 const ENDED_BY_A_HANDLER: &str = "disconnected";

@@ -169,3 +169,15 @@ impl Session {
         Ok(Answer::also("token_refreshed", &json!({ "expires_at_s": expires_at_s })))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::GATEWAY_REQUESTS;
+
+    #[test]
+    fn the_list_of_what_the_gateway_answers_is_what_it_answers() {
+        assert!(GATEWAY_REQUESTS.iter().all(|name| Request::of(name).is_some()));
+        assert_eq!(GATEWAY_REQUESTS.len(), Request::Resume as usize + 1, "a request is not listed");
+    }
+}
