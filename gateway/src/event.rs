@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::client::Client;
 
 pub mod arguments;
+pub mod request;
 
 /// The longest event name, in bytes.
 pub const EVENT_NAME_BYTES_MAX: usize = 128;
@@ -16,23 +17,6 @@ pub const EVENT_NAME_BYTES_MAX: usize = 128;
 /// connection's own, and their parser drops the connection when it meets one on the wire.
 pub const RESERVED_EVENT_NAMES: [&str; 6] =
     ["connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener"];
-
-/// Events that clients say to the gateway, which answers them itself.
-pub const GATEWAY_REQUESTS: [&str; 13] = [
-    "join_room",
-    "join_channel",
-    "leave_room",
-    "leave_channel",
-    "subscribe",
-    "unsubscribe",
-    "publish",
-    "batch_update",
-    "history",
-    "presence",
-    "heartbeat",
-    "refresh_token",
-    "resume",
-];
 
 /// Events that only the gateway says: whoever publishes without a handler may not.
 pub const GATEWAY_EVENTS: [&str; 12] = [

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use hashbrown::{HashMap, HashSet};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::OnceCell;
 
 use crate::catalog::Catalog;
@@ -54,7 +54,7 @@ pub struct Gateway {
     pub connections: Slots,
     /// Is it able to take connections?
     pub ready: AtomicBool,
-    tenants: ArcSwap<HashMap<TenantId, Arc<LiveTenant>>>,
+    tenants: RwLock<HashMap<TenantId, Arc<LiveTenant>>>,
 }
 
 /// A tenant with all that it needs to serve. Its settings, keys and components may change while it serves.
@@ -106,7 +106,7 @@ impl Gateway {
             server_id: random_id(),
             started: Instant::now(),
             ready: AtomicBool::new(false),
-            tenants: ArcSwap::default(),
+            tenants: RwLock::default(),
         }
     }
 
@@ -117,34 +117,24 @@ impl Gateway {
 
     /// The same for a tenant that was taken out of service before.
     pub fn serve_again(&self, tenant: Arc<LiveTenant>) {
-        self.tenants.rcu(|tenants| {
-            let mut tenants = HashMap::clone(tenants);
-            tenants.insert(tenant.id.clone(), tenant.clone());
-            tenants
-        });
+        self.tenants.write().insert(tenant.id.clone(), tenant);
     }
 
     /// Takes a tenant out of service; whoever is connected stays until the tenant is told that it is disabled
     /// ([`LiveTenant::change`]).
     pub fn remove_tenant(&self, id: &TenantId) -> Option<Arc<LiveTenant>> {
-        let removed = self.tenants.load().get(id).cloned();
-        self.tenants.rcu(|tenants| {
-            let mut tenants = HashMap::clone(tenants);
-            tenants.remove(id);
-            tenants
-        });
-        removed
+        self.tenants.write().remove(id)
     }
 
     /// A tenant by name.
     pub fn tenant(&self, name: &str) -> Option<Arc<LiveTenant>> {
-        self.tenants.load().get(&TenantId::parse(name).ok()?).cloned()
+        self.tenants.read().get(&TenantId::parse(name).ok()?).cloned()
     }
 
     /// The tenant of a `Host` header, where one has that name among its hosts.
     pub fn tenant_of_host(&self, host: &str) -> Option<Arc<LiveTenant>> {
         let name = host.rsplit_once(':').map_or(host, |(name, _port)| name).to_ascii_lowercase();
-        let tenants = self.tenants.load();
+        let tenants = self.tenants.read();
         let of_host = tenants.values().filter(|tenant| tenant.settings.load().hosts.contains(&name));
         // Where two have it, one of a file goes first; every node answers with the same.
         of_host.min_by_key(|tenant| (self.catalog.file_of(&tenant.id).is_none(), &tenant.id)).cloned()
@@ -152,7 +142,7 @@ impl Gateway {
 
     /// All tenants.
     pub fn tenants(&self) -> Vec<Arc<LiveTenant>> {
-        self.tenants.load().values().cloned().collect()
+        self.tenants.read().values().cloned().collect()
     }
 }
 

@@ -13,7 +13,7 @@
 //!   with its clients. Who comes back to its session takes its own seat again at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -54,6 +54,8 @@ pub struct Seats {
     /// Some were given back.
     changed: Notify,
     is_kept: AtomicBool,
+    /// The most of the tenant that were taken at once on all nodes since somebody asked, as far as this one was told.
+    peak: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -118,11 +120,19 @@ impl Seats {
                 held.seat = None;
                 return Err(whose);
             }
-            Some(Seating::Taken) => {}
+            Some(Seating::Taken { of_tenant }) => {
+                self.peak.fetch_max(of_tenant, Ordering::Relaxed);
+            }
             None => metrics::counter!("limits_alone_total", "limit" => "seat").increment(1),
         }
         self.table.lock().held.insert(seat.connection.clone(), seat.subject.clone());
         Ok(held)
+    }
+
+    /// The most of the tenant that were taken at once on all nodes since the last time this was asked, as far as this
+    /// one was told: it is told with every seat that it takes.
+    pub fn take_peak(&self) -> u32 {
+        self.peak.swap(0, Ordering::Relaxed)
     }
 
     /// Gives back what waits for that; with `all` says which seats this node has, too.

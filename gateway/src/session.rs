@@ -27,6 +27,7 @@ use crate::connection::protocol::{AckId, Input as Heard};
 use crate::connection::socket::{Received, Socket, pong_frame};
 use crate::connection::upgrade::{self, Protocol};
 use crate::delivery::outbox::{Outbox, OutboxLimits};
+use crate::event::request::Request;
 use crate::event::{Event, Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant, Slot, UserSlot};
 use crate::limits::{Bucket, rate_limited};
@@ -283,7 +284,7 @@ impl Session {
             self.say_refused(namespace, ack, &refusal, true);
             return;
         }
-        let answer = match requests::Request::of(&name) {
+        let answer = match Request::of(&name) {
             Some(request) => self.answer(request, &tenant, index, &data).await,
             None => Box::pin(self.decide(&tenant, index, name, data)).await,
         };

@@ -14,7 +14,8 @@ use super::tenant::{patterns, plugin, role_name, texts};
 use super::{Environment, ProcessEnvironment};
 use crate::close::Close;
 use crate::commit::Millis;
-use crate::event::{GATEWAY_REQUESTS, check_event_name};
+use crate::event::check_event_name;
+use crate::event::request::Request;
 use crate::room::ROOT_NAMESPACE;
 use crate::scenario::{ADVANCE_MS_MAX, Action, STEPS_MAX, Scenario, Step};
 use crate::tenant::{BreakerLimits, CallLimits, PluginSettings, Role};
@@ -253,7 +254,7 @@ fn event_name(given: &Given<'_>, report: &mut Report) -> Option<String> {
         report.mistake(given.at.clone(), error.to_string());
         return None;
     }
-    if GATEWAY_REQUESTS.contains(&&*name) {
+    if Request::of(&name).is_some() {
         given.wrong(
             "must be an event of the tenant's; this one the gateway answers itself (see `join`, `leave`)",
             report,
