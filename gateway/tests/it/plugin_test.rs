@@ -567,6 +567,10 @@ fn what_cannot_be_tested_says_why() {
     tested(&[&harm]).ends(64).says("there is no scenario; write tests/NAME.scenario.toml");
     let no_plugin = Path::new(&path("text.wasm")).parent().unwrap().display().to_string();
     tested(&[&no_plugin]).ends(1).says("is no plugin");
+    let twice = path("twice.scenario.toml");
+    std::fs::write(&twice, "[[steps]]\nadvance = \"1s\"\n").unwrap();
+    let told = tested(&[&harm, "--role", "handler", "--scenario", &twice, "--scenario", &twice]);
+    told.ends(2).says("another scenario of the run has the same name");
     let small = "[call_limits]\nmemory_bytes = 65536\n[[steps]]\nadvance = \"1s\"\n";
     let told = self::harm(small, &[]);
     told.ends(2).says("it starts with");
