@@ -14,6 +14,7 @@ pub mod plugin;
 mod relay;
 pub mod revocation;
 pub mod token;
+pub mod verdict;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
