@@ -33,6 +33,9 @@ pub enum RoomNameError {
     /// A control character.
     #[error("a room name must not contain control characters")]
     Control,
+    /// Nothing before or behind the first `:`, as where an id was forgotten.
+    #[error("a room name is `type:id`, or a name alone: neither the type nor the id may be empty")]
+    Part,
     /// `/namespace` without `#name`.
     #[error("a room name that starts with `/` must have the form `/namespace#name`")]
     Namespace,
@@ -56,7 +59,11 @@ impl Room {
                 _ => return Err(RoomNameError::Namespace),
             }
         }
-        Ok(Room(name.into()))
+        let room = Room(name.into());
+        match room.name().split_once(':') {
+            Some(("", _) | (_, "")) => Err(RoomNameError::Part),
+            _ => Ok(room),
+        }
     }
 
     /// Reads a name as a client in `namespace` says it. A full name of the client's own
@@ -169,6 +176,9 @@ mod tests {
         assert_eq!(Room::parse("/events"), Err(RoomNameError::Namespace));
         assert_eq!(Room::parse("/#x"), Err(RoomNameError::Namespace));
         assert_eq!(Room::parse("/events#"), Err(RoomNameError::Namespace));
+        for name in [":", "flat:", ":a1", "/events#:a1", "/events#flat:"] {
+            assert_eq!(Room::parse(name), Err(RoomNameError::Part), "{name}");
+        }
         assert_eq!(Room::parse("a\nb"), Err(RoomNameError::Control));
         assert_eq!(Room::parse(&"x".repeat(201)), Err(RoomNameError::TooLong(201)));
     }
