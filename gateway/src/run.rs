@@ -173,7 +173,7 @@ async fn load_tenants(gateway: &Arc<Gateway>) -> Result<(), StartError> {
     let mut mistakes = Vec::new();
     for tenant in gateway.config.tenants.clone() {
         match live(gateway, tenant).await {
-            Ok(tenant) => gateway.serve_tenant(tenant),
+            Ok(tenant) => drop(gateway.serve_tenant(tenant)),
             Err(mut found) => mistakes.append(&mut found),
         }
     }

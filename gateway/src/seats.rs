@@ -112,6 +112,17 @@ impl Seats {
         Ok(held)
     }
 
+    /// Is nobody seated, and nothing to be given back? Then whoever takes a seat all the same sees to it that they are
+    /// kept again.
+    fn may_be_left(&self) -> bool {
+        let table = self.table.lock();
+        let may_be = table.held.is_empty() && table.given_back.is_empty();
+        if may_be {
+            self.is_kept.store(false, Ordering::Release);
+        }
+        may_be
+    }
+
     /// Gives back what waits for that; with `all` says which seats this node has, too.
     async fn say(&self, engine: &dyn Engine, tenant: &TenantId, all: bool) -> Result<(), EngineError> {
         let (held, given_back) = {
@@ -160,13 +171,22 @@ async fn ask(
     }
 }
 
-/// Gives seats back as clients go, and says now and then which ones there are, until the node stops.
+/// Gives seats back as clients go, and says now and then which ones there are, until the node stops or the last client
+/// of a tenant that is out of service has gone.
 async fn keep(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>) {
     let mut health = gateway.engine.health(&tenant.id);
     let engine = &*gateway.engine;
     let mut say_at = Instant::now() + KEEP_EVERY / 2 + jitter(KEEP_EVERY);
+    let mut is_retired = false;
     loop {
+        if is_retired && tenant.seats.may_be_left() {
+            return;
+        }
         let all = tokio::select! {
+            () = tenant.retired().cancelled(), if !is_retired => {
+                is_retired = true;
+                false
+            }
             () = tenant.seats.changed.notified() => Instant::now() >= say_at,
             () = sleep_until(say_at) => true,
             changed = health.changed() => match changed {

@@ -71,6 +71,12 @@ impl Catalog {
         self.draft().get(keys::tenant(id)).await
     }
 
+    /// Was the tenant that was made then deleted? A record that is missing may also be lost with the engine's data.
+    pub(super) async fn was_deleted(&self, id: &TenantId, created_ms: Millis) -> Result<bool, CatalogError> {
+        let mark = self.draft().get::<GoneRecord>(keys::gone(id)).await?;
+        Ok(mark.is_some_and(|mark| mark.at_ms >= created_ms))
+    }
+
     /// A tenant with all its plugins, as they were at one moment.
     pub async fn whole(&self, id: &TenantId) -> Result<Option<(TenantRecord, Vec<PluginRecord>)>, CatalogError> {
         let mut all = vec![keys::tenant(id)];
