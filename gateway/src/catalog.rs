@@ -33,7 +33,7 @@ mod tokens;
 mod usage;
 
 pub use audit::{AUDIT_KEPT_MS, AuditRecord};
-pub use follower::CatalogFollower;
+pub use follower::{CatalogFollower, FIRST_LOOK_MAX};
 pub use plugins::{AddedVersion, PREVIOUS_KEPT_MAX};
 pub use record::{
     Canary, Ended, FORMAT, NewVersion, PluginRecord, RECORD_BYTES_MAX, ReadyRecord, Rollout, SHARES, Signature,

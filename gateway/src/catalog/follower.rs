@@ -51,8 +51,8 @@ const SYNCING_MAX: usize = 16;
 /// Tenants whose settings and keys are put into force at the same time, ahead of their components.
 const HURRYING_MAX: usize = 16;
 
-/// How long the first look may take before the node starts without.
-const FIRST_LOOK_MAX: Duration = Duration::from_secs(120);
+/// How long the first look may take before the node starts without those that are still being loaded.
+pub const FIRST_LOOK_MAX: Duration = Duration::from_secs(120);
 
 type Syncing = Pin<Box<dyn Future<Output = (TenantState, Synced)> + Send>>;
 type Hurrying = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -105,11 +105,12 @@ pub struct CatalogFollower {
 }
 
 impl CatalogFollower {
-    /// Brings everything up to date once. What cannot be served does not hinder the start.
+    /// Brings everything up to date once. What cannot be served does not hinder the start, nor what is not there after
+    /// `first_look_max`.
     ///
     /// # Errors
     /// When the catalog cannot be read at all.
-    pub async fn start(gateway: Arc<Gateway>) -> Result<CatalogFollower, CatalogError> {
+    pub async fn start(gateway: Arc<Gateway>, first_look_max: Duration) -> Result<CatalogFollower, CatalogError> {
         let mut follower = CatalogFollower {
             rollouts: Rollouts::new(gateway.clone()),
             breakers: Breakers::new(gateway.clone()),
@@ -147,7 +148,7 @@ impl CatalogFollower {
                 }
             }
         };
-        if tokio::time::timeout(FIRST_LOOK_MAX, all).await.is_err() {
+        if tokio::time::timeout(first_look_max, all).await.is_err() {
             tracing::warn!(
                 left = follower.busy.len() + follower.queued.len(),
                 "tenants of the catalog are still being loaded"

@@ -1,13 +1,17 @@
 //! Nodes keep to the catalog while components, records or its log are not to be had, and afterwards.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use postern::catalog::{Canary, PluginRecord, RolloutState, TenantRecord};
+use postern::catalog::{Canary, CatalogFollower, PluginRecord, RolloutState, TenantRecord};
 use postern::commit::{Commit, CommitId, Effect, Publication, StateKey, Write};
-use postern::decision::plugin::sign;
+use postern::config;
+use postern::decision::plugin::{Host, HostSettings, sign};
+use postern::drain::Tasks;
 use postern::event::Payload;
+use postern::gateway::Gateway;
 use postern::room::Room;
 use postern::tenant::{Pattern, Role, TenantId};
 use serde_json::{Value, json};
@@ -17,7 +21,7 @@ use super::follower::{join, runs, version};
 use super::site::{DEADLINE, Site, component, eventually, id, operator, token};
 use crate::hostile_uploads::{PRIVATE_KEY, PUBLIC_KEY};
 use crate::support::clients::Clients;
-use crate::support::staged_engine::{Answers, Faults};
+use crate::support::staged_engine::{Answers, Faults, StagedEngine};
 
 /// Well under what waits for the engine take ([`Answers::Silent`] makes them 10 s), well over what the rest takes.
 const SOON: Duration = Duration::from_secs(5);
@@ -174,6 +178,8 @@ fn a_deleted_tenant_that_had_clients_is_not_followed_any_more() {
         !redis::from_redis_value::<Vec<String>>(channels).unwrap().is_empty()
     };
     assert!(followed("acme") && followed("globex"));
+    // Whoever keeps who is there true has begun with it.
+    std::thread::sleep(Duration::from_millis(800));
     site.change("acme", |_| None);
     assert_eq!(ws.closed("bob").1, "tenant_disabled");
     eventually("nobody follows the deleted tenant", || !followed("acme"));
@@ -254,6 +260,62 @@ fn keys_and_settings_hold_before_components_are_there() {
     assert_eq!(ws.closed("eve").1, "unauthorized");
     faults.components.send_replace(Answers::Well);
     site.stop();
+}
+
+#[test]
+fn who_is_disabled_or_deleted_while_its_components_are_being_loaded_does_not_wait_for_them() {
+    let (site, faults) = sole();
+    let tenants = ["acme", "globex", "initech"];
+    let mut ws = Clients::ws();
+    for tenant in tenants {
+        site.tenant_of_version_1(tenant);
+        join(&mut ws, &site.nodes[0].ws(tenant), tenant, tenant);
+    }
+    faults.components.send_replace(Answers::Silent);
+    let before = faults.components_asked.load(Ordering::Acquire);
+    for tenant in tenants {
+        site.change(tenant, |tenant| Some(loaded_anew(tenant, 900)));
+    }
+    eventually("all are being loaded", || faults.components_asked.load(Ordering::Acquire) >= before + tenants.len());
+    site.change("acme", |tenant| Some(TenantRecord { disabled: true, ..tenant }));
+    site.change("globex", |_| None);
+    site.change("initech", |tenant| Some(other_key(tenant)));
+    assert_eq!(ws.closed("acme").1, "tenant_disabled");
+    assert_eq!(ws.closed("globex").1, "tenant_disabled");
+    assert_eq!(ws.closed("initech").1, "unauthorized");
+    faults.components.send_replace(Answers::Well);
+    site.change("acme", |tenant| Some(TenantRecord { disabled: false, ..tenant }));
+    join_at_last(&mut ws, &site, "acme");
+    site.stop();
+}
+
+#[test]
+fn a_node_starts_without_components_that_it_does_not_get() {
+    let site = Site::without_nodes();
+    for tenant in ["acme", "globex"] {
+        site.create(tenant);
+        site.plugin(tenant, "gate", Role::Authorizer);
+        site.upload(tenant, "gate", component(if tenant == "acme" { 1 } else { 2 }));
+    }
+    // Only one of them has something to load.
+    site.runtime.block_on(site.catalog.roll_back(operator(), &id("acme"), "gate", Some(1))).unwrap();
+    let faults = Arc::new(Faults::default());
+    faults.components.send_replace(Answers::Silent);
+    let engine = StagedEngine::faulty(site.engine.clone(), faults.clone());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().display().to_string();
+    let config = config::load(&BTreeMap::from([("tenants", path.clone()), ("data", path)]), &BTreeMap::new()).unwrap();
+    let begun = Instant::now();
+    let served: Vec<_> = site.runtime.block_on(async {
+        let host = Host::new(HostSettings::default()).unwrap();
+        let gateway = Arc::new(Gateway::new(config, engine, host, Tasks::new()));
+        let first_look_max = Duration::from_millis(500);
+        let _follower = CatalogFollower::start(gateway.clone(), first_look_max).await.unwrap();
+        ["acme", "globex"].into_iter().filter(|name| gateway.tenant(name).is_some()).collect()
+    });
+    assert!(begun.elapsed() < SOON, "it started after {:?}", begun.elapsed());
+    assert_eq!(served, ["globex"]);
+    assert_eq!(faults.components_asked.load(Ordering::Acquire), 1);
 }
 
 #[test]
