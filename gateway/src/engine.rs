@@ -33,6 +33,8 @@
 //! * **Limits are of all nodes.** However many nodes ask at once, no more [`Seat`]s are taken than there may be, and a
 //!   bucket grants no more [`Tokens`] than one minute's worth and what has flowed since. Seats of a node that died count
 //!   until the engine has counted the node as gone.
+//! * **Nothing is left of who is forgotten.** After [`Engine::forget`] no call answers anything of what the tenant had
+//!   besides its values: its next entry is the first of its history, on every node.
 //! * **Tenants are apart.** No call reads, changes or reveals anything of another tenant.
 //!
 //! One suite, `tests/it/engine_suite.rs`, holds every engine to this.
@@ -48,7 +50,7 @@ use tokio::time::Instant;
 
 use crate::client::ConnectionId;
 use crate::commit::{
-    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Version, Versioned,
 };
 use crate::quota::{OverQuota, Stored};
 use crate::room::Room;
@@ -377,6 +379,12 @@ pub trait Engine: Send + Sync + 'static {
     /// This node serves nobody any more. What it leaves registered is orphaned, of each tenant so many milliseconds from
     /// now; of tenants that are not named as soon as of the first.
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError>;
+
+    /// Forgets what a tenant has left besides its values, while the key `guard` has this version: who is registered,
+    /// sessions, seats, timers (also those that were given up), and the log: nothing earlier can be resumed from or is
+    /// history afterwards. Buckets of tokens may stay for their minute. `false`: the guard has another version; what was
+    /// forgotten until then stays so.
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Result<bool, EngineError>;
 
     /// Stores an artefact under its SHA-256 (64 hexadecimal digits).
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError>;

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::store::{Due, Opened, Store, engine_error};
 use self::stream::Streams;
-use self::writer::{BuryJob, CommitJob, Job, QUEUED_JOBS_MAX, Writer};
+use self::writer::{BuryJob, CommitJob, ForgetJob, Job, QUEUED_JOBS_MAX, Writer};
 use super::log::Limits;
 use super::{
     DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::client::ConnectionId;
 use crate::commit::{
-    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Version, Versioned,
 };
 use crate::quota::Stored;
 use crate::room::Room;
@@ -445,6 +445,11 @@ impl Engine for EmbeddedEngine {
 
     async fn retire(&self, _after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {
         Ok(())
+    }
+
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Result<bool, EngineError> {
+        let (tenant, guard, version) = (tenant.clone(), guard.clone(), version.clone());
+        self.ask(|answer| Job::Forget(Box::new(ForgetJob { tenant, guard, version, answer }))).await?
     }
 
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {

@@ -10,6 +10,7 @@ mod cluster;
 mod commit;
 mod dial;
 mod follow;
+mod forgetting;
 mod frame;
 mod keys;
 mod link;
@@ -413,12 +414,7 @@ impl Engine for RedisEngine {
     }
 
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError> {
-        if session.len() > SESSION_NAME_BYTES_MAX {
-            return Ok(None);
-        }
-        let record: Option<Vec<u8>> =
-            self.ask(tenant, ::redis::cmd("GET").arg(TenantKeys::of(tenant).session(session))).await?;
-        record.as_deref().map(frame::decode_session).transpose()
+        self.session_record(tenant, session).await
     }
 
     async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Result<Vec<Member>, EngineError> {
@@ -528,6 +524,10 @@ impl Engine for RedisEngine {
 
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError> {
         self.nodes.retire(after_ms).await
+    }
+
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Result<bool, EngineError> {
+        self.forget_all(tenant, guard, version).await
     }
 
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {

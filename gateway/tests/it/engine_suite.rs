@@ -15,6 +15,7 @@ use postern::event::Payload;
 use postern::room::Room;
 use postern::tenant::TenantId;
 
+pub(crate) mod forgetting;
 pub(crate) mod log;
 pub(crate) mod people;
 pub(crate) mod shared_limits;
@@ -97,6 +98,10 @@ macro_rules! engine_suite {
                 a_new_value_forgets_the_old_time_to_live,
                 keys_are_listed_in_order_page_by_page,
                 tenants_are_apart,
+            }
+            crate::engine_suite::cases! { $fixture, forgetting:
+                what_a_tenant_has_left_is_forgotten_and_of_nobody_else,
+                nothing_is_forgotten_when_the_guard_has_changed,
             }
             crate::engine_suite::cases! { $fixture, timers:
                 timers_fire_when_they_are_due_earliest_first,

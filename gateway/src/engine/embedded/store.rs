@@ -9,8 +9,10 @@ use redb::{
     TableDefinition, TableError, WriteTransaction,
 };
 
+mod forgetting;
 mod totals;
 
+pub(super) use self::forgetting::Forgotten;
 use self::totals::{expired, of_cell};
 use super::OpenError;
 use super::writer::BuryJob;

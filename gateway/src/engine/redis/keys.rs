@@ -7,7 +7,7 @@
 //! | name after `ps:{tag}:{tenant}:` | type | what |
 //! |---|---|---|
 //! | `log` | stream | the commits |
-//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints, `m` where memberships changed last; what plugins keep: `b` bytes, `n` keys, `w` timers |
+//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints, `m` where memberships changed last, `f` when the tenant was forgotten last; what plugins keep: `b` bytes, `n` keys, `w` timers |
 //! | `ch` | shard channel | the commits, and what is not logged |
 //! | `id:{commit}` | string | the position of an applied commit |
 //! | `k:{key}` | string | a value behind its version |

@@ -70,6 +70,10 @@ script! {
     BURY_TIMER, "stored.lua", "bury_timer.lua"
 }
 script! {
+    /// Forgets what a deleted tenant has left.
+    FORGET, "presence.lua", "forget.lua"
+}
+script! {
     /// The top of a log.
     TOP, "top.lua"
 }
@@ -104,6 +108,7 @@ pub(super) async fn load_all(connection: &mut MultiplexedConnection) -> Result<(
         &TAKE_SEAT,
         &KEEP_SEATS,
         &TAKE_TOKENS,
+        &FORGET,
     ];
     for script in all {
         ::redis::cmd("SCRIPT").arg("LOAD").arg(script.source).exec_async(connection).await?;

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use postern::client::ConnectionId;
 use postern::commit::{
-    Commit, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Version,
+    Versioned,
 };
 use postern::engine::{
     DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Feed, Follower, Health, KeyPage, Member, NodeStat,
@@ -314,6 +315,9 @@ impl Engine for StagedEngine {
     }
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Answer<()> {
         self.inner.retire(after_ms).await
+    }
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Answer<bool> {
+        self.inner.forget(tenant, guard, version).await
     }
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Answer<()> {
         self.inner.put_artifact(digest, bytes).await
