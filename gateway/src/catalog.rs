@@ -21,6 +21,7 @@ use crate::room::Room;
 use crate::tenant::TenantId;
 
 mod audit;
+mod collecting;
 mod follower;
 mod keys;
 mod plugins;
@@ -33,6 +34,7 @@ mod tokens;
 mod usage;
 
 pub use audit::{AUDIT_KEPT_MS, AuditRecord};
+pub use collecting::COMPONENTS_KEPT_MS;
 pub use follower::{CatalogFollower, FIRST_LOOK_MAX};
 pub use plugins::{AddedVersion, PREVIOUS_KEPT_MAX};
 pub use record::{

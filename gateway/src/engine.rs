@@ -386,11 +386,21 @@ pub trait Engine: Send + Sync + 'static {
     /// forgotten until then stays so.
     async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Result<bool, EngineError>;
 
-    /// Stores an artefact under its SHA-256 (64 hexadecimal digits).
+    /// Stores an artefact under its SHA-256 (64 hexadecimal digits). One that is there is as young as a new one.
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError>;
 
     /// An artefact by its SHA-256.
     async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError>;
+
+    /// Artefacts whose digests begin with a byte and that were neither stored nor [kept](Engine::keep_artifacts) for so
+    /// many milliseconds, the longest first, at most `limit`. Some that an earlier version stored may be left out.
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError>;
+
+    /// Those of these artefacts that are there are as young as new ones. Their digests begin with the same byte.
+    async fn keep_artifacts(&self, digests: &[String]) -> Result<(), EngineError>;
+
+    /// Deletes an artefact, unless it was stored or kept within so many milliseconds. Is it gone?
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError>;
 
     /// Is it able to serve now? For readiness.
     async fn ping(&self) -> Result<(), EngineError>;

@@ -21,12 +21,14 @@ use super::{CatalogError, Changed, Feeder, News, TenantPage};
 use crate::gateway::Gateway;
 use crate::tenant::TenantId;
 use breakers::Breakers;
+use collector::Collector;
 use look::{Found, Look};
 use rollouts::Rollouts;
 use tenant::{Synced, TenantState};
 use terms::Terms;
 
 mod breakers;
+mod collector;
 mod look;
 mod rollouts;
 mod shelf;
@@ -89,6 +91,7 @@ pub struct CatalogFollower {
     later: HashMap<TenantId, Instant>,
     rollouts: Rollouts,
     breakers: Breakers,
+    collector: Collector,
     /// How many changes there had been at the last look through everything.
     changes_seen: Option<u64>,
     /// How many there have been at least, news included: fewer means that the catalog was lost.
@@ -114,6 +117,7 @@ impl CatalogFollower {
         let mut follower = CatalogFollower {
             rollouts: Rollouts::new(gateway.clone()),
             breakers: Breakers::new(gateway.clone()),
+            collector: Collector::new(gateway.clone()),
             gateway,
             feeder: None,
             resting: HashMap::new(),
@@ -170,6 +174,7 @@ impl CatalogFollower {
                 Some((state, synced)) = self.syncing.next() => self.ended(state, synced),
                 () = self.rollouts.next() => {}
                 () = self.breakers.next() => {}
+                () = self.collector.next() => {}
                 Some(()) = self.hurrying.next() => {}
                 found = found(&mut self.look) => self.looked(found),
                 changes = counted(&mut self.counting) => self.counted(changes),
@@ -204,6 +209,7 @@ impl CatalogFollower {
     fn on_tick(&mut self) {
         let now = Instant::now();
         self.rollouts.on_tick(now);
+        self.collector.on_tick(now, || !self.resting.values().any(|state| state.lost));
         let due: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
             self.later.remove(&id);

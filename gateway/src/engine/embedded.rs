@@ -466,6 +466,21 @@ impl Engine for EmbeddedEngine {
         self.aside(move |shared| shared.store.artifact(&digest).map_err(engine_error)).await
     }
 
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError> {
+        let before = self.now().saturating_sub(age_ms);
+        self.aside(move |shared| shared.store.old_artifacts(first, before, limit).map_err(engine_error)).await
+    }
+
+    async fn keep_artifacts(&self, digests: &[String]) -> Result<(), EngineError> {
+        let (digests, now) = (digests.to_vec(), self.now());
+        self.aside(move |shared| shared.store.keep_artifacts(&digests, now).map_err(engine_error)).await
+    }
+
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError> {
+        let (digest, before) = (digest.to_owned(), self.now().saturating_sub(age_ms));
+        self.aside(move |shared| shared.store.delete_artifact(&digest, before).map_err(engine_error)).await
+    }
+
     async fn ping(&self) -> Result<(), EngineError> {
         if self.writer.as_ref().is_none_or(JoinHandle::is_finished) {
             return Err(EngineError::Unavailable("the embedded store has stopped".into()));

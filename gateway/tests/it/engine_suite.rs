@@ -144,6 +144,7 @@ macro_rules! engine_suite {
                 a_session_goes_on_when_its_connection_is_registered_again_after_a_loss,
                 sessions_of_tenants_are_apart,
                 an_artifact_is_found_by_its_digest,
+                an_artifact_is_deleted_only_when_nobody_stored_or_kept_it_for_long,
                 a_running_engine_says_that_it_is_ready,
             }
             crate::engine_suite::cases! { $fixture, shared_limits:

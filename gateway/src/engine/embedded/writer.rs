@@ -111,7 +111,8 @@ impl Writer {
             match next {
                 Job::Commit(commit) => batch.push(commit),
                 Job::Artifact { digest, bytes, answer } => {
-                    let put = self.shared.store.put_artifact(&digest, &bytes).map_err(engine_error);
+                    let put =
+                        self.shared.store.put_artifact(&digest, &bytes, (self.shared.clock)()).map_err(engine_error);
                     let _ = answer.send(put);
                 }
                 Job::Bury(job) => {

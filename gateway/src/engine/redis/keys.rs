@@ -34,6 +34,11 @@
 //! | `nodes`, `stat` | sorted set, hash | incarnations: when their lease ends; what they say of themselves |
 //! | `dead`, `unfinished` | sorted set, set | those that are gone, since when; those that left connections |
 //!
+//! | name after `ps:{artNN}:` | type | what |
+//! |---|---|---|
+//! | `{digest}` | string | an artefact whose digest begins with the digits `NN` |
+//! | `at` | sorted set | when those were stored or needed last |
+//!
 //! The documented view of who is there, for other programs: see [`view_prefix`].
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -268,6 +273,16 @@ pub(super) fn parse_timer_member(member: &str) -> Option<(TenantId, TimerKey)> {
 pub(super) fn artifact(digest: &str) -> Option<String> {
     let valid = digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     valid.then(|| format!("ps:{{art{}}}:{digest}", &digest[..2]))
+}
+
+/// When the artefacts were stored or needed last whose digests begin like this one.
+pub(super) fn artifact_times(digest: &str) -> Option<String> {
+    artifact(digest).map(|_| format!("ps:{{art{}}}:at", &digest[..2]))
+}
+
+/// The same, of those that begin with a byte.
+pub(super) fn artifact_times_of(first: u8) -> String {
+    format!("ps:{{art{first:02x}}}:at")
 }
 
 #[cfg(test)]

@@ -327,6 +327,15 @@ impl Engine for StagedEngine {
         answered(&self.faults.components).await?;
         self.inner.artifact(digest).await
     }
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Answer<Vec<String>> {
+        self.inner.old_artifacts(first, age_ms, limit).await
+    }
+    async fn keep_artifacts(&self, digests: &[String]) -> Answer<()> {
+        self.inner.keep_artifacts(digests).await
+    }
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Answer<bool> {
+        self.inner.delete_artifact(digest, age_ms).await
+    }
     async fn ping(&self) -> Answer<()> {
         self.inner.ping().await
     }
