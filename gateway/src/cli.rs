@@ -14,6 +14,7 @@ mod output;
 pub mod plugin;
 pub mod plugin_build;
 pub mod plugin_new;
+pub mod plugin_test;
 pub mod remote;
 pub mod serve;
 pub mod tenant;
@@ -38,6 +39,7 @@ Examples:
   postern token --tenant green-valley --sub alice --claim role=resident --claim 'flats=[\"A-101\"]'
   postern plugin new door-bell
   postern plugin build door-bell
+  postern plugin test door-bell
   postern tenant create acme --file acme.toml
   postern plugin push door-bell door-bell/target/postern/door-bell.wasm --tenant acme --role handler --activate
 
@@ -178,6 +180,18 @@ Examples:
   postern plugin build examples/plugins/word-filter-js
   postern plugin build my-plugin --json")]
     Build(PluginBuildArgs),
+    /// Run a plugin's scenarios in the sandbox of a gateway, without one.
+    #[command(after_help = "\
+Scenarios are the files tests/NAME.scenario.toml of the plugin; docs/testing-plugins.md says what they can hold. Time
+in them is virtual.
+
+Exit codes: 0 all as expected, 1 not, 2 a scenario is not right or a component is not taken.
+
+Examples:
+  postern plugin test
+  postern plugin test plugins/visitor-approvals --print
+  postern plugin test door-bell.wasm --scenario hello.scenario.toml --json")]
+    Test(plugin_test::PluginTestArgs),
     /// What calls a gateway that runs.
     #[command(flatten)]
     Remote(plugin::RemoteCommand),
@@ -215,11 +229,13 @@ pub enum Failure {
     Usage(String),
     /// It was tried (exit code 1).
     Failed(String),
+    /// Files are not right, so that it was not tried (exit code 2).
+    Mistakes(String),
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Failure::Usage(text) | Failure::Failed(text)) = self;
+        let (Failure::Usage(text) | Failure::Failed(text) | Failure::Mistakes(text)) = self;
         f.write_str(text.trim_end())
     }
 }

@@ -1,12 +1,16 @@
 //! Who is connected.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+
+/// Namespaces that one client may be in at once.
+pub const NAMESPACES_MAX: usize = 16;
 
 /// Bytes of randomness in an id; 15 give 20 characters of URL-safe base64.
 const ID_BYTES: usize = 15;
@@ -23,6 +27,14 @@ pub fn random_id() -> String {
     #[expect(clippy::expect_used, reason = "without randomness nothing that follows is safe")]
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// What counts as one address: whoever has one of IPv6 has its whole /64.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    }
 }
 
 /// One client in one namespace; the `{id}` of the room `connection:{id}`.

@@ -139,6 +139,16 @@ impl StateKey {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Is it a plugin's doing? The gateway's own keys begin with `_`, as no plugin's name does.
+    pub fn is_of_plugins(&self) -> bool {
+        !self.as_str().starts_with('_')
+    }
+
+    /// What the key with a value of so many bytes counts, in bytes.
+    pub fn stored_bytes(&self, value_bytes: usize) -> u64 {
+        (self.as_str().len() + value_bytes) as u64
+    }
 }
 
 /// What an engine says about the state of a key when it is read; only equality means
@@ -195,6 +205,13 @@ pub struct TimerKey {
     pub plugin: Arc<str>,
     /// The plugin's name for it.
     pub name: Arc<str>,
+}
+
+impl TimerKey {
+    /// Is it a plugin's doing? The names of the gateway's own timers begin with `/`.
+    pub fn is_of_plugins(&self) -> bool {
+        !self.name.starts_with('/')
+    }
 }
 
 /// What a member may do without a handler.

@@ -21,9 +21,11 @@ use crate::tenant::{Secret, Tenant, TenantId};
 mod admin;
 mod api_keys;
 mod auth;
+mod context;
 mod document;
 mod limits;
 mod plugins;
+mod scenario;
 mod secrets;
 mod signature;
 mod source;
@@ -33,6 +35,7 @@ mod tests;
 
 pub use admin::AdminLimits;
 pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json};
+pub use scenario::{ENDING as SCENARIO_ENDING, scenario, unusable};
 pub use secrets::{NOT_SHOWN, SET, only_names, without_secrets};
 use source::{Document, Given, Report, Section, read_text};
 pub use source::{Mistake, Mistakes, Place};
@@ -212,7 +215,7 @@ pub fn load_tenant(flags: &Flags, env: &dyn Environment, name: &TenantId) -> Res
     let (config, _) = settings(flags, env, &mut report);
     let path = config.tenants_dir.join(format!("{name}.toml"));
     let plugins_dir = config.plugins_dir.as_deref();
-    let context = tenant::Context {
+    let context = context::Context {
         path: &path,
         name: name.as_str(),
         env,
@@ -255,7 +258,7 @@ fn read_tenants(config: &Config, env: &dyn Environment, report: &mut Report) -> 
             continue;
         }
         let (demo, plugins_dir) = (config.demo, config.plugins_dir.as_deref());
-        let context = tenant::Context { path, name, env, demo, plugins_dir, with_components: true, of_a_file: true };
+        let context = context::Context { path, name, env, demo, plugins_dir, with_components: true, of_a_file: true };
         let Some(tenant) = tenant::tenant(&context, report) else { continue };
         if let Some((host, other)) = shared_host(&tenant, &tenants) {
             let at = Place { key: "hosts".into(), ..place(path) };

@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 use crate::client::Client;
 use crate::commit::{
     Commit, CommitId, Effect, FiredTimer, Grant, Millis, Position, Publication, SessionRecord, StateKey, TimerChange,
-    TimerKey, Who, now_ms,
+    TimerKey, Who,
 };
 use crate::engine::{DueTimer, Engine, EngineError, Outcome};
 use crate::event::{Event, Payload, Refusal};
@@ -34,10 +34,10 @@ use crate::quota::{OverQuota, RoomsHere, Stored, StoredKind};
 use crate::room::Room;
 use crate::telemetry::labels;
 use crate::tenant::{CallLimits, Limits, TenantId};
-use crate::usage::Traffic;
+use crate::traffic::Traffic;
 use backlog::{Backlog, Outage};
 use conflict::Conflicts;
-pub use input::{Input, Returning};
+pub use input::{Accepted, Input, Returning};
 use once::Once;
 use pipeline::{Pipeline, Route};
 use plugin::{Author, CallError, Invocation, Transaction};
@@ -230,13 +230,21 @@ impl Decisions {
         input: Input<'_>,
         once: Option<&Once>,
     ) -> Result<Decided, Undecided> {
+        self.run_accepted(pipeline, input, once, Accepted::now()).await
+    }
+
+    /// As [`run_once`](Decisions::run_once), for an input that has its id and its time already.
+    pub async fn run_accepted(
+        &self,
+        pipeline: &Pipeline,
+        input: Input<'_>,
+        once: Option<&Once>,
+        accepted: Accepted,
+    ) -> Result<Decided, Undecided> {
         if matches!(input, Input::Event { .. }) {
             self.traffic.events.fetch_add(1, Ordering::Relaxed);
         }
-        // Another one each time, also for what was sent again: the engine knows ids for longer than requests are known
-        // by name, and would take what is to be done anew for done.
-        let id = CommitId::random();
-        let now = now_ms();
+        let Accepted { id, at: now } = accepted;
         let limits = self.limits.load_full();
         let pipeline = &*pipeline.of_user(input.subject());
         let mut turn = None;

@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use hashbrown::{HashMap, HashSet};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
-use crate::client::{ConnectionId, random_id};
+use crate::client::{ConnectionId, NAMESPACES_MAX, random_id};
 use crate::commit::Position;
 use crate::config::Config;
 use crate::decision::Decisions;
@@ -27,7 +27,6 @@ use crate::engine::{Engine, EngineError, Health};
 use crate::key_sets::{KeySets, same_keys};
 use crate::rates::{KeyRates, UserRates};
 use crate::seats::{HeldSeat, Seats};
-use crate::session::NAMESPACES_MAX;
 use crate::tail::Tail;
 use crate::tenant::{KeySetSource, Tenant, TenantId, VerifyingKey};
 pub use snapshots::Snapshots;
@@ -56,7 +55,7 @@ pub struct Gateway {
     pub connections: Slots,
     /// Is it able to take connections?
     pub ready: AtomicBool,
-    tenants: ArcSwap<HashMap<TenantId, Arc<LiveTenant>>>,
+    tenants: RwLock<HashMap<TenantId, Arc<LiveTenant>>>,
 }
 
 /// A tenant with all that it needs to serve. Its settings, keys and components may change while it serves.
@@ -109,45 +108,37 @@ impl Gateway {
             server_id: random_id(),
             started: Instant::now(),
             ready: AtomicBool::new(false),
-            tenants: ArcSwap::default(),
+            tenants: RwLock::default(),
         }
     }
 
     /// Takes a tenant into service, in place of one of the same name.
     pub fn serve_tenant(&self, tenant: LiveTenant) -> Arc<LiveTenant> {
         let tenant = Arc::new(tenant);
-        self.tenants.rcu(|tenants| {
-            let mut tenants = HashMap::clone(tenants);
-            tenants.insert(tenant.id.clone(), tenant.clone());
-            tenants
-        });
+        self.tenants.write().insert(tenant.id.clone(), tenant.clone());
         tenant
     }
 
     /// Takes a tenant out of service, for good: the next one of its name is another. Whoever is connected stays until
     /// the tenant is told that it is disabled ([`LiveTenant::change`]); with the last of them its delivery ends.
     pub fn remove_tenant(&self, id: &TenantId) -> Option<Arc<LiveTenant>> {
-        let removed = self.tenants.load().get(id).cloned();
+        let removed = self.tenants.write().remove(id);
         if let Some(removed) = &removed {
             removed.retired.cancel();
+            removed.seats.retire();
         }
-        self.tenants.rcu(|tenants| {
-            let mut tenants = HashMap::clone(tenants);
-            tenants.remove(id);
-            tenants
-        });
         removed
     }
 
     /// A tenant by name.
     pub fn tenant(&self, name: &str) -> Option<Arc<LiveTenant>> {
-        self.tenants.load().get(&TenantId::parse(name).ok()?).cloned()
+        self.tenants.read().get(&TenantId::parse(name).ok()?).cloned()
     }
 
     /// The tenant of a `Host` header, where one has that name among its hosts.
     pub fn tenant_of_host(&self, host: &str) -> Option<Arc<LiveTenant>> {
         let name = host.rsplit_once(':').map_or(host, |(name, _port)| name).to_ascii_lowercase();
-        let tenants = self.tenants.load();
+        let tenants = self.tenants.read();
         let of_host = tenants.values().filter(|tenant| tenant.settings.load().hosts.contains(&name));
         // Where two have it, one of a file goes first; every node answers with the same.
         of_host.min_by_key(|tenant| (self.catalog.file_of(&tenant.id).is_none(), &tenant.id)).cloned()
@@ -155,7 +146,7 @@ impl Gateway {
 
     /// All tenants.
     pub fn tenants(&self) -> Vec<Arc<LiveTenant>> {
-        self.tenants.load().values().cloned().collect()
+        self.tenants.read().values().cloned().collect()
     }
 }
 

@@ -198,7 +198,7 @@ impl Http {
             (&Method::GET, Target::Metrics) => health::metrics(&self.gateway),
             (&Method::GET, Target::Status) => health::status(&self.gateway),
             (&Method::GET, Target::Demo(file)) if self.gateway.config.demo => pages::demo(&self.gateway, &file),
-            (_, Target::Admin) => admin::answer(&self.gateway, request).await,
+            (_, Target::Admin) => admin::answer(&self.gateway, request, peer.ip()).await,
             (_, Target::Unknown | Target::Demo(_)) => {
                 refusal(StatusCode::NOT_FOUND, "not_found", "there is nothing here")
             }

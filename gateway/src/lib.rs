@@ -16,6 +16,7 @@ pub mod gateway;
 pub mod key_sets;
 pub mod limits;
 pub mod rates;
+pub mod scenario;
 pub mod seats;
 
 pub mod session;
@@ -31,6 +32,7 @@ pub mod quota;
 pub mod reading;
 pub mod tail;
 pub mod timers;
+pub mod traffic;
 pub mod usage;
 
 pub mod drain;

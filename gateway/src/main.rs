@@ -5,11 +5,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser as _;
 use postern::cli::{Cli, Command, Failure, PluginBuildArgs, PluginCommand, PluginNewArgs};
-use postern::cli::{admin, check, plugin, plugin_build, plugin_new, serve, tenant, token};
+use postern::cli::{admin, check, plugin, plugin_build, plugin_new, plugin_test, serve, tenant, token};
 use postern::config::{self, ProcessEnvironment};
 
 /// `EX_USAGE` of sysexits.h: wrong arguments or settings.
 const USAGE: u8 = 64;
+
+/// Files that a command reads are not right.
+const MISTAKES: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
         Command::Token(args) => token(&args),
         Command::Plugin(PluginCommand::New(args)) => plugin_new(&args),
         Command::Plugin(PluginCommand::Build(args)) => plugin_build(&args),
+        Command::Plugin(PluginCommand::Test(args)) => plugin_test::run(&args),
         Command::CompileComponent(orders) => postern::decision::plugin::compile_worker(orders).map_err(Failure::Failed),
         Command::Plugin(PluginCommand::Remote(command)) => plugin::run(&command, &ProcessEnvironment),
         Command::Tenant(command) => tenant::run(&command, &ProcessEnvironment),
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
             match failure {
                 Failure::Usage(_) => USAGE.into(),
                 Failure::Failed(_) => ExitCode::FAILURE,
+                Failure::Mistakes(_) => MISTAKES.into(),
             }
         }
     }
@@ -76,7 +81,7 @@ fn plugin_new(args: &PluginNewArgs) -> Result<(), Failure> {
     for file in plugin_new::new(&args.dir, args.language)? {
         println!("{}", file.display());
     }
-    eprintln!("next: cd {} && {} && postern plugin build .", args.dir.display(), args.language.test_command());
+    eprintln!("next: cd {} && {} && postern plugin test .", args.dir.display(), args.language.test_command());
     Ok(())
 }
 

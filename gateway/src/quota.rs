@@ -15,7 +15,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hashbrown::HashSet;
 use parking_lot::Mutex;
 
-use crate::commit::{StateKey, TimerKey};
 use crate::event::Refusal;
 use crate::room::Room;
 
@@ -149,25 +148,6 @@ impl OverQuota {
     /// Was it refused for what a tenant keeps in all? Asking again does not help then, cleaning up does.
     pub fn is_why(refusal: &Refusal) -> bool {
         StoredKind::ALL.iter().any(|kind| refusal.code == kind.code()) || refusal.code == ROOM_LIMIT
-    }
-}
-
-impl StateKey {
-    /// Is it a plugin's doing? The gateway's own keys begin with `_`, as no plugin's name does.
-    pub fn is_of_plugins(&self) -> bool {
-        !self.as_str().starts_with('_')
-    }
-
-    /// What the key with a value of so many bytes counts, in bytes.
-    pub fn stored_bytes(&self, value_bytes: usize) -> u64 {
-        (self.as_str().len() + value_bytes) as u64
-    }
-}
-
-impl TimerKey {
-    /// Is it a plugin's doing? The names of the gateway's own timers begin with `/`.
-    pub fn is_of_plugins(&self) -> bool {
-        !self.name.starts_with('/')
     }
 }
 

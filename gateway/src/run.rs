@@ -115,9 +115,9 @@ pub async fn run(
     }
     tasks.spawn(catalog.run());
     tasks.spawn(timers::run(gateway.clone()));
-    tasks.spawn(key_sets::run(gateway.clone()));
+    tasks.spawn(key_sets::refresh::run(gateway.clone()));
     tasks.spawn(presence::run(gateway.clone()));
-    tasks.spawn(tail::run(gateway.clone()));
+    tasks.spawn(tail::listening::run(gateway.clone()));
     tasks.spawn(usage::run(gateway.clone()));
     tasks.spawn(upkeep(gateway.clone()));
     let address =

@@ -13,18 +13,19 @@
 //!   with its clients. Who comes back to its session takes its own seat again at once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::ConnectionId;
 use crate::close::jitter;
+use crate::drain::Tasks;
 use crate::engine::{Engine, EngineError, Health, Seat, SeatLimits, Seating, Whose};
-use crate::gateway::{Gateway, LiveTenant};
 use crate::tenant::TenantId;
 
 /// How often a node says which seats it has, about.
@@ -53,12 +54,27 @@ pub struct Seats {
     /// Some were given back.
     changed: Notify,
     is_kept: AtomicBool,
+    retired: CancellationToken,
+    /// The most of the tenant that were taken at once on all nodes since somebody asked, as far as this one was told.
+    peak: AtomicU32,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     held: HashMap<ConnectionId, Arc<str>>,
     given_back: Vec<Seat>,
+}
+
+/// Where seats are counted, and what is counted there.
+pub struct Whole<'a> {
+    /// Who counts.
+    pub engine: &'a Arc<dyn Engine>,
+    /// Where this node's part is kept up from.
+    pub tasks: &'a Tasks,
+    /// Whose seats.
+    pub tenant: &'a TenantId,
+    /// How many there may be.
+    pub limits: SeatLimits,
 }
 
 /// One seat; given back when dropped.
@@ -90,26 +106,39 @@ impl Seats {
     /// Whose limit is reached.
     pub async fn take(
         self: &Arc<Self>,
-        gateway: &Arc<Gateway>,
-        tenant: &Arc<LiveTenant>,
+        whole: &Whole<'_>,
         seat: &Seat,
         instead_of: Option<&ConnectionId>,
     ) -> Result<HeldSeat, Whose> {
         if !self.is_kept.swap(true, Ordering::AcqRel) {
-            gateway.tasks.spawn(keep(gateway.clone(), tenant.clone()));
+            let (engine, tenant) = (whole.engine.clone(), whole.tenant.clone());
+            whole.tasks.spawn(keep(self.clone(), engine, tenant, whole.tasks.stopping().clone()));
         }
         // From here on: it may be taken although nobody waits for the answer any more.
         let mut held = HeldSeat { seats: self.clone(), seat: Some(seat.clone()) };
-        match ask(&*gateway.engine, tenant, seat, instead_of).await {
+        match ask(whole, seat, instead_of).await {
             Some(Seating::Full(whose)) => {
                 held.seat = None;
                 return Err(whose);
             }
-            Some(Seating::Taken) => {}
+            Some(Seating::Taken { of_tenant }) => {
+                self.peak.fetch_max(of_tenant, Ordering::Relaxed);
+            }
             None => metrics::counter!("limits_alone_total", "limit" => "seat").increment(1),
         }
         self.table.lock().held.insert(seat.connection.clone(), seat.subject.clone());
         Ok(held)
+    }
+
+    /// The most of the tenant that were taken at once on all nodes since the last time this was asked, as far as this
+    /// one was told: it is told with every seat that it takes.
+    pub fn take_peak(&self) -> u32 {
+        self.peak.swap(0, Ordering::Relaxed)
+    }
+
+    /// The tenant is out of service for good: with its last client here, nothing is kept up any more.
+    pub fn retire(&self) {
+        self.retired.cancel();
     }
 
     /// Is nobody seated, and nothing to be given back? Then whoever takes a seat all the same sees to it that they are
@@ -150,21 +179,15 @@ impl Seats {
 }
 
 /// What the engine says; `None`: nothing, in time.
-async fn ask(
-    engine: &dyn Engine,
-    tenant: &LiveTenant,
-    seat: &Seat,
-    instead_of: Option<&ConnectionId>,
-) -> Option<Seating> {
-    if *engine.health(&tenant.id).borrow() != Health::Up {
+async fn ask(whole: &Whole<'_>, seat: &Seat, instead_of: Option<&ConnectionId>) -> Option<Seating> {
+    let Whole { engine, tenant, limits, .. } = *whole;
+    if *engine.health(tenant).borrow() != Health::Up {
         return None;
     }
-    let settings = tenant.settings();
-    let limits = SeatLimits { per_user: settings.limits.connections_per_user, per_tenant: settings.limits.connections };
-    match timeout(TAKE_TIMEOUT, engine.take_seat(&tenant.id, seat, limits, instead_of)).await {
+    match timeout(TAKE_TIMEOUT, engine.take_seat(tenant, seat, limits, instead_of)).await {
         Ok(Ok(seating)) => Some(seating),
         Ok(Err(error)) => {
-            tracing::debug!(tenant = %tenant.id, %error, "connections are counted on this node alone");
+            tracing::debug!(%tenant, %error, "connections are counted on this node alone");
             None
         }
         Err(_) => None,
@@ -173,21 +196,20 @@ async fn ask(
 
 /// Gives seats back as clients go, and says now and then which ones there are, until the node stops or the last client
 /// of a tenant that is out of service has gone.
-async fn keep(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>) {
-    let mut health = gateway.engine.health(&tenant.id);
-    let engine = &*gateway.engine;
+async fn keep(seats: Arc<Seats>, engine: Arc<dyn Engine>, tenant: TenantId, stopping: CancellationToken) {
+    let mut health = engine.health(&tenant);
     let mut say_at = Instant::now() + KEEP_EVERY / 2 + jitter(KEEP_EVERY);
     let mut is_retired = false;
     loop {
-        if is_retired && tenant.seats.may_be_left() {
+        if is_retired && seats.may_be_left() {
             return;
         }
         let all = tokio::select! {
-            () = tenant.retired().cancelled(), if !is_retired => {
+            () = seats.retired.cancelled(), if !is_retired => {
                 is_retired = true;
                 false
             }
-            () = tenant.seats.changed.notified() => Instant::now() >= say_at,
+            () = seats.changed.notified() => Instant::now() >= say_at,
             () = sleep_until(say_at) => true,
             changed = health.changed() => match changed {
                 // What was taken and given back meanwhile is not known there.
@@ -195,18 +217,18 @@ async fn keep(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>) {
                 Ok(()) => continue,
                 Err(_) => return,
             },
-            () = gateway.tasks.stopping().cancelled() => {
-                if timeout(LAST_TIMEOUT, tenant.seats.say(engine, &tenant.id, false)).await.is_err() {
-                    tracing::debug!(tenant = %tenant.id, "seats are left to be counted out with this node");
+            () = stopping.cancelled() => {
+                if timeout(LAST_TIMEOUT, seats.say(&*engine, &tenant, false)).await.is_err() {
+                    tracing::debug!(%tenant, "seats are left to be counted out with this node");
                 }
                 return;
             }
         };
-        match tenant.seats.say(engine, &tenant.id, all).await {
+        match seats.say(&*engine, &tenant, all).await {
             Ok(()) if all => say_at = Instant::now() + KEEP_EVERY / 2 + jitter(KEEP_EVERY),
             Ok(()) => {}
             Err(error) => {
-                tracing::debug!(tenant = %tenant.id, %error, "it could not be said which seats there are");
+                tracing::debug!(%tenant, %error, "it could not be said which seats there are");
                 say_at = Instant::now() + ERROR_REST + jitter(ERROR_REST);
             }
         }

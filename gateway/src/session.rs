@@ -27,6 +27,7 @@ use crate::connection::protocol::{AckId, Input as Heard};
 use crate::connection::socket::{Received, Socket, pong_frame};
 use crate::connection::upgrade::{self, Protocol};
 use crate::delivery::outbox::{Outbox, OutboxLimits};
+use crate::event::request::Request;
 use crate::event::{Event, Payload, Refusal};
 use crate::gateway::{Gateway, LiveTenant, Slot, UserSlot};
 use crate::limits::{Bucket, rate_limited};
@@ -35,9 +36,6 @@ use crate::tenant::Limits;
 use connection::Connection;
 use language::{Language, Said};
 pub use recovery::Claim;
-
-/// Namespaces that one client may be in at once.
-pub const NAMESPACES_MAX: usize = 16;
 
 /// How long the last words may take to reach the client.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -286,7 +284,7 @@ impl Session {
             self.say_refused(namespace, ack, &refusal, true);
             return;
         }
-        let answer = match requests::Request::of(&name) {
+        let answer = match Request::of(&name) {
             Some(request) => self.answer(request, &tenant, index, &data).await,
             None => Box::pin(self.decide(&tenant, index, name, data)).await,
         };

@@ -5,6 +5,7 @@
 //! is counted and told, never waited for.
 
 mod answering;
+pub mod listening;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +16,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use self::answering::Answering;
-use crate::client::random_id;
-use crate::commit::{Millis, Publication, now_ms};
-use crate::decision::plugin::{JournalEntry, JournalTail};
-use crate::engine::{EngineError, Feed};
-use crate::event::Payload;
-use crate::gateway::Gateway;
-use crate::room::Room;
+use crate::commit::{Millis, now_ms};
+use crate::decision::plugin::JournalEntry;
 use crate::tenant::TenantId;
 
 /// How many may look at the same time on one node.
@@ -34,23 +29,11 @@ pub const LISTENERS_OF_TENANT_MAX: usize = 8;
 /// The most lines of one node to begin with.
 pub const LINES_MAX: usize = 1_000;
 
-/// How long the other nodes are waited for to begin with.
-const COLLECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a node goes on after it was asked.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// How often the other nodes are asked to go on.
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(4);
-
-/// Batches that wait for whoever looks; more are dropped and counted.
-const BATCHES_MAX: usize = 64;
-
-/// Lines that are taken of the own journal at a time.
-const LINES_AT_ONCE: usize = 200;
-
-/// How long to wait before following again after it ended.
-const FOLLOW_REST: Duration = Duration::from_secs(1);
-
-/// The event that all of this goes by.
-const EVENT: &str = "tail";
+/// How many are answered at the same time; more are not heard.
+const ANSWERS_MAX: usize = 64;
 
 /// One line of a tenant's plugins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +127,38 @@ enum Word {
 /// Whose lines somebody listens to, and where they go.
 type Ear = (TenantId, mpsc::Sender<(Batch, bool)>);
 
+/// The nodes' questions that are being answered, and until when.
+#[derive(Default)]
+struct Answering(Mutex<HashMap<String, Instant>>);
+
+impl Answering {
+    /// Is this question a new one that is to be answered now? One that is being answered goes on.
+    fn begins(&self, id: &str) -> bool {
+        let mut until = self.0.lock();
+        let is_new = !until.contains_key(id);
+        if is_new && until.len() >= ANSWERS_MAX {
+            return false;
+        }
+        until.insert(id.to_owned(), Instant::now() + ANSWER_TIME);
+        is_new
+    }
+
+    /// Until when is this to be answered? `None`: no longer; then it is forgotten.
+    fn until(&self, id: &str) -> Option<Instant> {
+        let mut all = self.0.lock();
+        let until = *all.get(id)?;
+        if until > Instant::now() {
+            return Some(until);
+        }
+        all.remove(id);
+        None
+    }
+
+    fn forget(&self, id: &str) {
+        self.0.lock().remove(id);
+    }
+}
+
 /// Who looks on this node, and for whom it answers.
 #[derive(Default)]
 pub struct Tail {
@@ -159,59 +174,6 @@ pub struct Tail {
 )]
 pub struct TooMany;
 
-/// Somebody who looks.
-pub struct Listener {
-    gateway: Arc<Gateway>,
-    id: String,
-    own: Arc<str>,
-    wanted: Wanted,
-    others: mpsc::Receiver<(Batch, bool)>,
-    journal: JournalTail,
-    /// The latest line of each node, so that none comes twice.
-    latest: HashMap<Arc<str>, u64>,
-    renewal: Instant,
-}
-
-/// Listens to what the nodes say to each other, until the gateway ends.
-pub async fn run(gateway: Arc<Gateway>) {
-    let stopping = gateway.tasks.stopping().clone();
-    stopping
-        .run_until_cancelled(async {
-            loop {
-                listen(&gateway).await;
-                tokio::time::sleep(FOLLOW_REST).await;
-            }
-        })
-        .await;
-}
-
-async fn listen(gateway: &Arc<Gateway>) {
-    let Ok(mut follower) = gateway.engine.follow(&TenantId::catalog()).await else { return };
-    while let Some(feed) = follower.feed.recv().await {
-        let Feed::Ephemeral(publication) = feed else { continue };
-        if &*publication.event != EVENT {
-            continue;
-        }
-        let word = publication.data.first().and_then(|word| serde_json::from_value(word).ok());
-        match word {
-            Some(Word::Ask { id, server, wanted }) if *server != *gateway.server_id => {
-                gateway.tail.answering.answer(gateway, id, wanted);
-            }
-            Some(Word::Lines { id, server, lines, lost, begun }) if *server != *gateway.server_id => {
-                gateway.tail.hear(&id, Batch { lines, lost }, begun);
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Says something to the other nodes.
-async fn say(gateway: &Gateway, word: &Word) -> Result<(), EngineError> {
-    let data = Payload::one(&serde_json::to_value(word).unwrap_or_default());
-    let publication = Publication { room: Room::everyone("/"), event: EVENT.into(), data, except: None };
-    gateway.engine.publish_ephemeral(&TenantId::catalog(), publication).await
-}
-
 impl Tail {
     fn hear(&self, id: &str, batch: Batch, begun: bool) {
         let mut listening = self.listening.lock();
@@ -220,106 +182,6 @@ impl Tail {
         if let Err(mpsc::error::TrySendError::Closed(_)) = listener.try_send((batch, begun)) {
             listening.remove(id);
         }
-    }
-}
-
-impl Listener {
-    /// Begins to look.
-    ///
-    /// # Errors
-    /// Too many look.
-    pub fn new(gateway: &Arc<Gateway>, wanted: Wanted) -> Result<Listener, TooMany> {
-        let wanted = Wanted { limit: wanted.limit.min(LINES_MAX), ..wanted };
-        let (sender, others) = mpsc::channel(BATCHES_MAX);
-        let id = random_id();
-        let mut listening = gateway.tail.listening.lock();
-        let of_tenant = listening.values().filter(|(tenant, _)| *tenant == wanted.tenant).count();
-        if listening.len() >= LISTENERS_MAX || of_tenant >= LISTENERS_OF_TENANT_MAX {
-            return Err(TooMany);
-        }
-        listening.insert(id.clone(), (wanted.tenant.clone(), sender));
-        drop(listening);
-        Ok(Listener {
-            id,
-            own: gateway.server_id.as_str().into(),
-            journal: gateway.host.journal(&wanted.tenant).subscribe(),
-            gateway: gateway.clone(),
-            wanted,
-            others,
-            latest: HashMap::new(),
-            renewal: Instant::now(),
-        })
-    }
-
-    async fn ask(&mut self) -> Result<(), EngineError> {
-        self.renewal = Instant::now() + RENEWAL_INTERVAL;
-        let (id, server, wanted) = (self.id.clone(), self.own.clone(), self.wanted.clone());
-        say(&self.gateway, &Word::Ask { id, server, wanted }).await
-    }
-
-    /// The latest lines of all nodes in the order of their times; `false`: not every node has answered.
-    pub async fn collect(&mut self) -> (Vec<Line>, bool) {
-        let deadline = Instant::now() + COLLECT_TIMEOUT;
-        let live = self.gateway.engine.nodes();
-        let mut missing = live.iter().filter(|node| *node.server != *self.own).count();
-        let asked = self.ask().await.is_ok();
-        let latest = self.gateway.host.journal(&self.wanted.tenant).latest(LINES_MAX);
-        let own = latest.iter().filter(|entry| self.wanted.takes(entry)).map(|entry| Line::of(entry, &self.own));
-        let mut lines = self.unseen(own.collect());
-        while asked && missing > 0 {
-            let Ok(Some((batch, begun))) = tokio::time::timeout_at(deadline, self.others.recv()).await else { break };
-            missing -= usize::from(begun);
-            lines.extend(self.unseen(batch.lines));
-        }
-        lines.sort_by(|a, b| (a.at_ms, &a.server, a.seq).cmp(&(b.at_ms, &b.server, b.seq)));
-        lines.drain(..lines.len().saturating_sub(self.wanted.limit));
-        (lines, asked && missing == 0)
-    }
-
-    /// What comes next, of this node or another.
-    pub async fn next(&mut self) -> Batch {
-        loop {
-            tokio::select! {
-                news = self.journal.next(LINES_AT_ONCE) => {
-                    let taken = news.entries.iter().filter(|entry| self.wanted.takes(entry));
-                    let lines = taken.map(|entry| Line::of(entry, &self.own)).collect();
-                    let batch = Batch { lines: self.unseen(lines), lost: news.lost };
-                    if batch != Batch::default() {
-                        return batch;
-                    }
-                }
-                Some((batch, _)) = self.others.recv() => {
-                    let batch = Batch { lines: self.unseen(batch.lines), lost: batch.lost };
-                    if batch != Batch::default() {
-                        return batch;
-                    }
-                }
-                () = tokio::time::sleep_until(self.renewal) => {
-                    if let Err(error) = self.ask().await {
-                        tracing::debug!(%error, "the other nodes could not be asked for their log lines");
-                    }
-                }
-            }
-        }
-    }
-
-    /// Those that have not come before: nodes that are asked again may begin again.
-    fn unseen(&mut self, lines: Vec<Line>) -> Vec<Line> {
-        let mut unseen = Vec::with_capacity(lines.len());
-        for line in lines {
-            let latest = self.latest.entry(line.server.clone()).or_default();
-            if line.seq > *latest {
-                *latest = line.seq;
-                unseen.push(line);
-            }
-        }
-        unseen
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.gateway.tail.listening.lock().remove(&self.id);
     }
 }
 

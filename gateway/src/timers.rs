@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::commit::{Millis, seconds_since};
-use crate::decision::{Input, Undecided};
+use crate::decision::{Decided, Input, Undecided};
 use crate::engine::{DueTimer, Health};
+use crate::event::Refusal;
 use crate::gateway::Gateway;
 use crate::telemetry::labels;
 
@@ -83,29 +84,73 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
         return postpone(gateway, &timer, BUSY_REST_MS).await;
     };
     let result = tenant.decisions.run(&tenant.pipeline.load_full(), Input::Timer(&timer)).await;
-    let outcome = match result {
-        Ok(_) => "ok",
-        Err(Undecided::TimerGone) => "gone",
-        Err(Undecided::Engine(_)) => {
+    let outcome = match Verdict::of(timer.attempt, &result) {
+        Verdict::Settled => "ok",
+        Verdict::Gone => "gone",
+        Verdict::Untried => {
             uncount(gateway, &timer).await;
             "later"
         }
-        Err(Undecided::Later(refusal)) => {
-            postpone(gateway, &timer, refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS)).await;
+        Verdict::Later { rest_ms } => {
+            postpone(gateway, &timer, rest_ms).await;
             "later"
         }
-        Err(Undecided::Failed(refusal)) if timer.attempt < ATTEMPTS_MAX => {
-            let rest = rest_ms(timer.attempt);
-            tracing::warn!(tenant = %timer.tenant, plugin = &*timer.key.plugin, code = refusal.code, message = refusal.message, rest_ms = rest, "a timer's handler failed: tried again");
-            give_back(gateway, &timer, rest).await;
+        Verdict::Again { rest_ms, why } => {
+            tracing::warn!(tenant = %timer.tenant, plugin = &*timer.key.plugin, why, rest_ms, "a timer's handler failed: tried again");
+            give_back(gateway, &timer, rest_ms).await;
             "retried"
         }
-        Err(Undecided::Failed(refusal) | Undecided::Refused(refusal) | Undecided::Unauthorized(refusal)) => {
-            bury(gateway, &timer, &format!("{}: {}", refusal.code, refusal.message)).await;
+        Verdict::GivenUp { why } => {
+            bury(gateway, &timer, &why).await;
             "given_up"
         }
     };
     metrics::counter!("timers_fired_total", "outcome" => outcome).increment(1);
+}
+
+/// What becomes of a timer that was fired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Its handler's commit has settled it.
+    Settled,
+    /// It was replaced, cancelled or settled meanwhile.
+    Gone,
+    /// The engine was away: the attempt does not count.
+    Untried,
+    /// It was not tried, or its handler wants to be called later: it is postponed, and the attempt does not count.
+    Later {
+        /// For how long, in milliseconds.
+        rest_ms: Millis,
+    },
+    /// Its handler failed: it is given back, to be tried again.
+    Again {
+        /// After how long, in milliseconds.
+        rest_ms: Millis,
+        why: String,
+    },
+    /// It is buried.
+    GivenUp { why: String },
+}
+
+impl Verdict {
+    /// `attempt` is 1 for the first.
+    pub(crate) fn of(attempt: u32, result: &Result<Decided, Undecided>) -> Verdict {
+        let why = |refusal: &Refusal| format!("{}: {}", refusal.code, refusal.message);
+        match result {
+            Ok(_) => Verdict::Settled,
+            Err(Undecided::TimerGone) => Verdict::Gone,
+            Err(Undecided::Engine(_)) => Verdict::Untried,
+            Err(Undecided::Later(refusal)) => {
+                Verdict::Later { rest_ms: refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS) }
+            }
+            Err(Undecided::Failed(refusal)) if attempt < ATTEMPTS_MAX => {
+                Verdict::Again { rest_ms: rest_ms(attempt), why: why(refusal) }
+            }
+            Err(Undecided::Failed(refusal) | Undecided::Refused(refusal) | Undecided::Unauthorized(refusal)) => {
+                Verdict::GivenUp { why: why(refusal) }
+            }
+        }
+    }
 }
 
 fn rest_ms(attempt: u32) -> Millis {

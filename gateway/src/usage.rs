@@ -6,12 +6,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::catalog::{CatalogError, USAGE_DELTAS_MAX, UsageDelta, day_of};
+use crate::catalog::{CatalogError, Gathered, USAGE_DELTAS_MAX, UsageDelta, day_of};
 use crate::commit::{CommitId, now_ms};
 use crate::engine::{COMMIT_ID_KEPT_MS, EngineError};
 use crate::gateway::Gateway;
@@ -33,23 +32,8 @@ const UNSENT_MAX: usize = 200_000;
 /// Under which plugin's name the accounts have what is the tenant's as a whole.
 pub const GATEWAY: &str = "gateway";
 
-/// What a tenant's clients cause, beside its plugins.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    /// Events of clients and of the tenant's back end.
-    pub events: AtomicU64,
-    /// Publications that were committed or sent, by whomever.
-    pub published: AtomicU64,
-    /// Publications handed to a client of this node.
-    pub deliveries: AtomicU64,
-}
-
-impl Traffic {
-    fn take(&self) -> [(&'static str, u64); 3] {
-        let take = |number: &AtomicU64| number.swap(0, Ordering::Relaxed);
-        [("events", take(&self.events)), ("published", take(&self.published)), ("deliveries", take(&self.deliveries))]
-    }
-}
+/// The most connections of a tenant that were open at once, on all nodes together.
+const CONNECTIONS_PEAK: &str = "connections-peak";
 
 /// Keeps the accounts until the node stops.
 pub async fn run(gateway: Arc<Gateway>) {
@@ -77,7 +61,7 @@ type Line = (String, TenantId, String, &'static str);
 struct Ledger {
     unsent: BTreeMap<Line, u64>,
     in_doubt: Option<Batch>,
-    /// The most connections of each tenant on this node so far this day.
+    /// The most connections of each tenant at once so far this day, as far as this node knows.
     peaks: HashMap<TenantId, u32>,
     day: String,
 }
@@ -118,13 +102,11 @@ impl Ledger {
                     self.note((day.clone(), tenant.id.clone(), GATEWAY.into(), what), number);
                 }
             }
-            // The sum of all nodes' peaks: what grew on this one is added.
-            let now = tenant.connections.take_peak();
-            let grown = now.saturating_sub(self.peaks.get(&tenant.id).copied().unwrap_or(0));
-            if grown > 0 {
+            // While the engine is away only this node's are known.
+            let now = tenant.connections.take_peak().max(tenant.seats.take_peak());
+            if now > self.peaks.get(&tenant.id).copied().unwrap_or(0) {
                 self.peaks.insert(tenant.id.clone(), now);
-                let line = (day.clone(), tenant.id.clone(), GATEWAY.into(), "connections-peak");
-                self.note(line, grown.into());
+                self.note((day.clone(), tenant.id.clone(), GATEWAY.into(), CONNECTIONS_PEAK), now.into());
             }
         }
     }
@@ -134,8 +116,12 @@ impl Ledger {
             metrics::counter!("usage_lost_total").increment(1);
             return;
         }
-        let sum = self.unsent.entry(line).or_default();
-        *sum = sum.saturating_add(number);
+        let gathered = gathered(line.3);
+        let all = self.unsent.entry(line).or_default();
+        *all = match gathered {
+            Gathered::Sum => all.saturating_add(number),
+            Gathered::Most => number.max(*all),
+        };
     }
 
     /// Sends until nothing is left or the engine does not take more.
@@ -200,12 +186,17 @@ impl Ledger {
     }
 }
 
+fn gathered(what: &str) -> Gathered {
+    if what == CONNECTIONS_PEAK { Gathered::Most } else { Gathered::Sum }
+}
+
 fn delta((_, tenant, plugin, what): &Line, number: u64) -> UsageDelta {
     UsageDelta {
         tenant: tenant.clone(),
         plugin: plugin.clone(),
         what: (*what).to_owned(),
         number: i64::try_from(number).unwrap_or(i64::MAX),
+        gathered: gathered(what),
     }
 }
 

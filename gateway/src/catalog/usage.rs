@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::store::Tries;
 use super::{Catalog, CatalogError, PAGE_MAX, keys};
-use crate::commit::{CommitId, Millis, StateKey, Version};
+use crate::commit::{CommitId, Millis, StateKey};
 use crate::tenant::TenantId;
 
 /// How long accounts are kept, in milliseconds: 400 days.
@@ -35,6 +35,26 @@ pub struct UsageDelta {
     pub what: String,
     /// How much.
     pub number: i64,
+    /// How it comes together with what is there.
+    pub gathered: Gathered,
+}
+
+/// How numbers of a day come together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gathered {
+    /// They are added.
+    Sum,
+    /// The largest counts.
+    Most,
+}
+
+impl Gathered {
+    fn with(self, one: i64, other: i64) -> i64 {
+        match self {
+            Gathered::Sum => one.saturating_add(other),
+            Gathered::Most => one.max(other),
+        }
+    }
 }
 
 /// What one plugin used on one day.
@@ -78,24 +98,27 @@ impl Catalog {
             return Err(CatalogError::Invalid(vec![format!("{:?} or {:?} is no name", delta.plugin, delta.what)]));
         }
         // One write a key.
-        let mut sums: BTreeMap<StateKey, i64> = BTreeMap::new();
+        let mut numbers: BTreeMap<StateKey, (Gathered, i64)> = BTreeMap::new();
         for delta in deltas {
-            let sum = sums.entry(keys::usage(&delta.tenant, day, &delta.plugin, &delta.what)).or_default();
-            *sum = sum.saturating_add(delta.number);
+            let key = keys::usage(&delta.tenant, day, &delta.plugin, &delta.what);
+            let (_, number) = numbers.entry(key).or_insert((delta.gathered, 0));
+            *number = delta.gathered.with(*number, delta.number);
         }
-        let keys: Vec<_> = sums.keys().cloned().collect();
+        let keys: Vec<_> = numbers.keys().cloned().collect();
         let mut tries = Tries::default();
         loop {
             tries.next().await?;
             let mut draft = self.draft_with(id.clone());
             for (key, found) in self.read(&keys).await? {
-                let number = sums.get(&key).copied().unwrap_or_default();
-                if found.is_some() {
-                    draft.add(key, number);
-                } else {
+                let Some((gathered, number)) = numbers.get(&key).copied() else { continue };
+                match (found, gathered) {
+                    (Some(_), Gathered::Sum) => draft.add(key, number),
+                    (Some(found), Gathered::Most) if as_number(&found.value) >= number => {}
                     // An addition alone would give it no end.
-                    draft.rests_on(key.clone(), None::<Version>);
-                    draft.put_bytes(key, number.to_string().into(), Some(USAGE_KEPT_MS));
+                    (found, _) => {
+                        draft.rests_on(key.clone(), found.map(|found| found.version));
+                        draft.put_bytes(key, number.to_string().into(), Some(USAGE_KEPT_MS));
+                    }
                 }
             }
             if draft.commit().await? {
@@ -133,7 +156,7 @@ impl Catalog {
                     continue;
                 }
                 days.insert((*day).to_owned());
-                let number = String::from_utf8_lossy(&found.value).parse().unwrap_or_default();
+                let number = as_number(&found.value);
                 rows.entry(((*day).into(), (*plugin).into())).or_default().insert((*what).into(), number);
             }
             if days.len() > DAYS_MAX {
@@ -146,6 +169,10 @@ impl Catalog {
         }
         Ok(rows.into_iter().map(|((day, plugin), used)| UsageRow { day, plugin, used }).collect())
     }
+}
+
+fn as_number(value: &[u8]) -> i64 {
+    std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 fn is_key(name: &str) -> bool {

@@ -68,14 +68,19 @@ impl Component {
 
     /// What it can do for a tenant: `authorizer`, `router` or `handler`.
     pub fn role(&self) -> &'static str {
-        let exports = |interface: &str| self.exports.iter().any(|export| export.contains(interface));
-        if exports("/authorization@") {
-            "authorizer"
-        } else if exports("/routing@") {
-            "router"
-        } else {
-            "handler"
-        }
+        role_of(&self.exports)
+    }
+}
+
+/// What a component that exports these interfaces can do for a tenant: `authorizer`, `router` or `handler`.
+pub fn role_of(exports: &[String]) -> &'static str {
+    let exports = |interface: &str| exports.iter().any(|export| export.contains(interface));
+    if exports("/authorization@") {
+        "authorizer"
+    } else if exports("/routing@") {
+        "router"
+    } else {
+        "handler"
     }
 }
 

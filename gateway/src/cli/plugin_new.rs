@@ -23,26 +23,32 @@ const CONTRACT: [(&str, &str); 4] = [
     ("wit/world.wit", include_str!("../../../wit/world.wit")),
 ];
 
-const RUST: [(&str, &str); 3] = [
+/// What it is to do, step by step: the same in every language.
+const SCENARIO: (&str, &str) = ("tests/hello.scenario.toml", include_str!("plugin_new/tests/hello.scenario.toml.in"));
+
+const RUST: [(&str, &str); 4] = [
     ("Cargo.toml", include_str!("plugin_new/rust/Cargo.toml.in")),
     ("src/lib.rs", include_str!("plugin_new/rust/lib.rs.in")),
+    SCENARIO,
     (".gitignore", "/target\n"),
 ];
 
-const JAVASCRIPT: [(&str, &str); 5] = [
+const JAVASCRIPT: [(&str, &str); 6] = [
     ("package.json", include_str!("plugin_new/javascript/package.json.in")),
     ("src/plugin.js", include_str!("plugin_new/javascript/plugin.js.in")),
     ("src/rules.js", include_str!("plugin_new/javascript/rules.js.in")),
     ("test/rules.test.js", include_str!("plugin_new/javascript/rules.test.js.in")),
+    SCENARIO,
     (".gitignore", "/node_modules\n/target\n"),
 ];
 
-const PYTHON: [(&str, &str); 6] = [
+const PYTHON: [(&str, &str); 7] = [
     ("pyproject.toml", include_str!("plugin_new/python/pyproject.toml.in")),
     ("requirements.txt", include_str!("plugin_new/python/requirements.txt.in")),
     ("plugin.py", include_str!("plugin_new/python/plugin.py.in")),
     ("rules.py", include_str!("plugin_new/python/rules.py.in")),
     ("test_rules.py", include_str!("plugin_new/python/test_rules.py.in")),
+    SCENARIO,
     (".gitignore", "/target\n__pycache__\n"),
 ];
 
@@ -128,11 +134,13 @@ mod tests {
             let texts: Vec<_> = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
             assert!(texts.iter().all(|text| !text.contains(NAME)), "{language:?}");
             assert!(project.join("wit/world.wit").is_file());
+            let scenario = project.join("tests/hello.scenario.toml");
+            crate::config::scenario(&scenario, "door-bell", crate::tenant::Role::Handler).unwrap();
             let text = |file: &str| std::fs::read_to_string(project.join(file)).unwrap();
             assert!(text(manifest).contains(named), "{language:?}");
             // What to do next stands where one begins to read.
-            for next in ["postern plugin build .", "plugin push door-bell target/postern/door-bell.wasm --role handler"]
-            {
+            let push = "plugin push door-bell target/postern/door-bell.wasm --role handler";
+            for next in ["postern plugin build .", "postern plugin test .", push] {
                 assert!(text(source).contains(next), "{source} does not say {next:?}");
             }
         }

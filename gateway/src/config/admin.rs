@@ -11,6 +11,9 @@ pub struct AdminLimits {
     pub changes_per_minute: NonZeroU32,
     /// Uploads of one tenant an hour, on this node: `uploads_per_hour`; 1 to 100,000, default 30.
     pub uploads_per_hour: NonZeroU32,
+    /// Tokens that are not good, of one address (IPv6: of one /64) a minute, on this node: `wrong_tokens_per_minute`; 1 to
+    /// 100,000, default 30. Holds for whoever comes without a good token, behind a proxy for all of them together.
+    pub wrong_tokens_per_minute: NonZeroU32,
     /// The components of all versions of one tenant's plugins together, in bytes, whoever uploads them:
     /// `component_bytes_per_tenant`; 1 MiB to 1 TiB, default 512 MiB.
     pub component_bytes_per_tenant: u64,
@@ -21,6 +24,7 @@ impl Default for AdminLimits {
         AdminLimits {
             changes_per_minute: const { NonZeroU32::new(120).unwrap() },
             uploads_per_hour: const { NonZeroU32::new(30).unwrap() },
+            wrong_tokens_per_minute: const { NonZeroU32::new(30).unwrap() },
             component_bytes_per_tenant: 512 << 20,
         }
     }
@@ -29,9 +33,11 @@ impl Default for AdminLimits {
 pub(super) fn admin(section: Option<Section<'_>>, report: &mut Report) -> AdminLimits {
     let mut limits = AdminLimits::default();
     if let Some(mut given) = section {
-        for (key, rate) in
-            [("changes_per_minute", &mut limits.changes_per_minute), ("uploads_per_hour", &mut limits.uploads_per_hour)]
-        {
+        for (key, rate) in [
+            ("changes_per_minute", &mut limits.changes_per_minute),
+            ("uploads_per_hour", &mut limits.uploads_per_hour),
+            ("wrong_tokens_per_minute", &mut limits.wrong_tokens_per_minute),
+        ] {
             let mut number = rate.get();
             given.integer(key, 1..=100_000, &mut number, report);
             *rate = NonZeroU32::new(number).unwrap_or(*rate);

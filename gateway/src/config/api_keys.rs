@@ -4,9 +4,8 @@ use std::collections::HashSet;
 
 use sha2::{Digest as _, Sha256};
 
-use super::auth::{secret_of_environment, strength};
+use super::context::{Context, secret_of_environment, strength};
 use super::source::{Given, Report, Section};
-use super::tenant::Context;
 use crate::tenant::{ApiKey, ApiRight, Secret, is_name};
 
 /// A key's secret shorter than this can be guessed, in bytes.

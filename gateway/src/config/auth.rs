@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::context::{Context, secret_of_environment, strength};
 use super::source::{Given, Place, Report, Section};
-use super::tenant::Context;
 use crate::decision::token::{
     ALGORITHMS, KEYS_PER_ALGORITHM_MAX, KeyError, algorithm_named, check_key, jwk_algorithm, read_key_set,
     shared_secret,
@@ -15,9 +15,6 @@ use crate::tenant::{Algorithm, Auth, KeyMaterial, KeySet, KeySetSource, Secret, 
 
 /// Shared secrets shorter than this can be guessed (RFC 7518 §3.2), in bytes.
 const SECRET_BYTES_MIN: usize = 32;
-
-/// What the secrets of the examples contain; they are in a public repository.
-const DEMO_MARK: &[u8] = b"demo-only";
 
 /// The clock skew allowed unless written otherwise, in seconds, and the most that can be written.
 const LEEWAY_S: u64 = 30;
@@ -198,20 +195,6 @@ fn material(source: &str, given: &Given<'_>, context: &Context<'_>, report: &mut
     }
 }
 
-/// The secret in a variable of the environment.
-pub(super) fn secret_of_environment(
-    given: &Given<'_>,
-    variable: &str,
-    context: &Context<'_>,
-    report: &mut Report,
-) -> Option<Secret> {
-    let value = context.env.get(variable).filter(|value| !value.is_empty());
-    if value.is_none() {
-        report.mistake(given.at.clone(), format!("the environment variable `{variable}` is not set"));
-    }
-    value.map(|value| Secret(value.into_bytes()))
-}
-
 /// The keys of a JWK set file. Keys of kinds that nothing here uses are only warned of: a
 /// provider's set may well hold some.
 fn key_set_file(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> Option<KeySet> {
@@ -278,18 +261,4 @@ fn check(key: &VerifyingKey, at: &Place, context: &Context<'_>, report: &mut Rep
     }
     let Some(Secret(secret)) = shared_secret(key) else { return };
     strength(&secret, SECRET_BYTES_MIN, at, context, report);
-}
-
-/// A secret that can be guessed is a mistake, and in a demonstration a warning.
-pub(super) fn strength(secret: &[u8], bytes_min: usize, at: &Place, context: &Context<'_>, report: &mut Report) {
-    if secret.len() < bytes_min {
-        let problem = format!("the secret has {} bytes; at least {bytes_min} are needed", secret.len());
-        if context.demo {
-            report.warn(at, problem);
-        } else {
-            report.mistake(at.clone(), problem);
-        }
-    } else if !context.demo && secret.windows(DEMO_MARK.len()).any(|window| window == DEMO_MARK) {
-        report.warn(at, "this is the public secret of an example: anybody can make tokens with it");
-    }
 }

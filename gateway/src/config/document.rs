@@ -6,8 +6,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::context::Context;
 use super::source::{Document, Mistakes, Place, Report};
-use super::tenant::{self, Context};
+use super::tenant;
 use crate::tenant::{PluginSettings, Tenant, TenantId};
 
 /// What mistakes call the document.

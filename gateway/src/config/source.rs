@@ -334,6 +334,18 @@ impl<'a> Given<'a> {
         text
     }
 
+    /// The same as JSON.
+    pub(super) fn json(&self, report: &mut Report) -> Option<serde_json::Value> {
+        let value = match &self.value {
+            Value::Text(text) => Some(text.as_str().into()),
+            Value::Toml(value) => json(value),
+        };
+        if value.is_none() {
+            self.wrong("must be something that JSON has, here and within: no date, no inf, no nan, 64 bits", report);
+        }
+        value
+    }
+
     pub(super) fn items(&self, report: &mut Report) -> Vec<Given<'a>> {
         let Value::Toml(DeValue::Array(array)) = &self.value else {
             self.wrong("must be an array", report);

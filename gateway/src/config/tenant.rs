@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::api_keys::api_keys;
-use super::auth::{auth, secret_of_environment, strength};
+use super::auth::auth;
+use super::context::{Context, secret_of_environment, strength};
 use super::limits::{call_limits, limits, plugin_limits};
+use super::origins;
 use super::signature::{require_signature, signature_keys};
-use super::source::{Document, Given, Place, Report, Section, read_file, read_text};
-use super::{Environment, origins};
+use super::source::{Document, Given, Report, Section, read_text};
 use crate::event::EVENT_NAME_BYTES_MAX;
 use crate::room::Room;
 use crate::tenant::{
@@ -31,36 +32,6 @@ const PRESENCE_GRACE_MS_MAX: u64 = 140_000;
 
 /// A back end's token shorter than this can be guessed, in bytes.
 const BACKEND_TOKEN_BYTES_MIN: usize = 32;
-
-/// What a tenant file is read with.
-pub(super) struct Context<'a> {
-    pub(super) path: &'a Path,
-    /// The tenant's name, which the file's name says.
-    pub(super) name: &'a str,
-    pub(super) env: &'a dyn Environment,
-    pub(super) demo: bool,
-    /// What component paths are relative to; `None`: the tenant file's directory.
-    pub(super) plugins_dir: Option<&'a Path>,
-    /// Is a component that is not there a mistake?
-    pub(super) with_components: bool,
-    /// May files and variables of this machine be named? Only whoever has it writes its files.
-    pub(super) of_a_file: bool,
-}
-
-impl Context<'_> {
-    /// The bytes of a file that the tenant file names, relative to itself.
-    pub(super) fn read(&self, path: &str) -> Result<(PathBuf, Vec<u8>), String> {
-        if !self.of_a_file {
-            return Err("only a tenant file can name files".into());
-        }
-        let path = self.path.parent().unwrap_or(Path::new("")).join(path);
-        read_file(&path).map(|bytes| (path, bytes))
-    }
-
-    pub(super) fn place(&self, key: &str) -> Place {
-        Place { source: self.path.display().to_string().into(), line: None, key: key.into() }
-    }
-}
 
 /// The tenant files of a directory, by name.
 pub(super) fn files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
@@ -339,7 +310,7 @@ fn component(given: &Given<'_>, context: &Context<'_>, report: &mut Report) -> O
 }
 
 /// Patterns of event names; `None` when nothing, or something wrong, is written.
-fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern>> {
+pub(super) fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern>> {
     let mistakes_before = report.mistakes.len();
     let mut patterns = Vec::new();
     for item in given?.items(report) {
@@ -356,6 +327,6 @@ fn patterns(given: Option<Given<'_>>, report: &mut Report) -> Option<Vec<Pattern
     (report.mistakes.len() == mistakes_before).then_some(patterns)
 }
 
-fn texts(given: &Section<'_>, report: &mut Report) -> BTreeMap<String, String> {
+pub(super) fn texts(given: &Section<'_>, report: &mut Report) -> BTreeMap<String, String> {
     given.iter().filter_map(|(name, value)| Some((name.to_owned(), value.setting(report)?))).collect()
 }

@@ -545,10 +545,11 @@ fn what_tenants_may_do_over_the_admin_api_is_read() {
     let path = files.path("postern.toml").display().to_string();
     files.put(
         "postern.toml",
-        "[admin]\nchanges_per_minute = 7\nuploads_per_hour = 5\ncomponent_bytes_per_tenant = 1048576\n",
+        "[admin]\nchanges_per_minute = 7\nuploads_per_hour = 5\nwrong_tokens_per_minute = 9\ncomponent_bytes_per_tenant = 1048576\n",
     );
     let admin = files.load(&[("config", &path)], &[]).unwrap().admin;
     assert_eq!((admin.changes_per_minute.get(), admin.uploads_per_hour.get()), (7, 5));
+    assert_eq!(admin.wrong_tokens_per_minute.get(), 9);
     assert_eq!(admin.component_bytes_per_tenant, 1 << 20);
     files.put("postern.toml", "[admin]\nuploads_per_hour = 0\nuploads = 3\n");
     let mistakes = files.load(&[("config", &path)], &[]).unwrap_err();

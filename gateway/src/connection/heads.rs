@@ -1,10 +1,12 @@
 //! Who waits with half a request: bounded for each address, so that one cannot take all places.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
+
+use crate::client::network_of;
 
 /// The connections whose next request's head is not whole, by address.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ impl Heads {
 
     /// One more of this address; `None`: it has too many while places are scarce.
     pub(super) fn take(self: &Arc<Heads>, address: IpAddr, scarce: bool) -> Option<Head> {
-        let address = whose(address);
+        let address = network_of(address);
         let mut waiting = self.waiting.lock();
         let count = waiting.get(&address).copied().unwrap_or(0);
         if scarce && count >= self.per_address_max {
@@ -48,14 +50,6 @@ impl Drop for Head {
                 waiting.remove(&self.address);
             }
         }
-    }
-}
-
-/// Who has an address of IPv6 has its whole /64.
-fn whose(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 => v4,
     }
 }
 

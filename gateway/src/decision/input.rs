@@ -1,7 +1,7 @@
 //! What is decided about.
 
 use crate::client::Client;
-use crate::commit::{Effect, SessionRecord};
+use crate::commit::{CommitId, Effect, Millis, SessionRecord, now_ms};
 use crate::engine::DueTimer;
 use crate::event::{Event, Payload};
 use crate::room::Room;
@@ -58,6 +58,23 @@ pub struct Returning<'a> {
     pub record: &'a SessionRecord,
     /// The rooms that it was in last; each is authorized again.
     pub rooms: &'a [Room],
+}
+
+/// An input's name, and when the gateway accepted it: what its components are told.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// Becomes the commit's id. No other input of the tenant may have it.
+    pub id: CommitId,
+    /// In milliseconds since the Unix epoch.
+    pub at: Millis,
+}
+
+impl Accepted {
+    /// Now. Another id each time, also for what was sent again: the engine knows ids for longer than requests are known
+    /// by name, and would take what is to be done anew for done.
+    pub(super) fn now() -> Accepted {
+        Accepted { id: CommitId::random(), at: now_ms() }
+    }
 }
 
 impl Input<'_> {

@@ -136,6 +136,17 @@ pub enum OpenError {
     Thread(#[source] std::io::Error),
 }
 
+/// A timer that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingTimer {
+    /// Which.
+    pub key: TimerKey,
+    /// When it is to fire.
+    pub due: Millis,
+    /// When it can be claimed: later than it is due if somebody has claimed it, or has given it back for a while.
+    pub claimable: Millis,
+}
+
 /// See the [module's text](self).
 pub struct EmbeddedEngine {
     shared: Arc<Shared>,
@@ -214,6 +225,21 @@ impl EmbeddedEngine {
 
     fn now(&self) -> Millis {
         (self.shared.clock)()
+    }
+
+    /// The timers of all tenants that have not fired, at most `limit`, in the order in which they were set to; each with
+    /// when it can be claimed first.
+    pub async fn pending_timers(&self, limit: usize) -> Result<Vec<PendingTimer>, EngineError> {
+        self.aside(move |shared| {
+            let leases = shared.leases.lock();
+            let all = shared.store.due(Millis::MAX, limit, |_| false).map_err(engine_error)?;
+            let pending = all.into_iter().map(|Due { key, due, token, .. }| {
+                let leased = leases.0.get(&token).map_or(0, |lease| lease.until);
+                PendingTimer { key, due, claimable: due.max(leased) }
+            });
+            Ok(pending.collect())
+        })
+        .await
     }
 
     /// Asks the writer and waits for its answer.

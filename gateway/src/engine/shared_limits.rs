@@ -36,7 +36,10 @@ pub enum Whose {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seating {
     /// It is taken.
-    Taken,
+    Taken {
+        /// How many seats of the tenant are taken with that, about: those of a node that died may be among them.
+        of_tenant: u32,
+    },
     /// There are as many as there may be.
     Full(Whose),
 }

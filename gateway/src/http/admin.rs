@@ -5,6 +5,7 @@
 
 mod body;
 mod denied;
+mod guesses;
 mod keys;
 mod logs;
 mod plugins;
@@ -18,6 +19,7 @@ mod tokens;
 mod upload;
 mod versions;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use hyper::body::Incoming;
@@ -62,7 +64,7 @@ impl Asked {
 }
 
 /// Answers a request below `/admin`.
-pub(super) async fn answer(gateway: &Arc<Gateway>, request: Request<Incoming>) -> Answer {
+pub(super) async fn answer(gateway: &Arc<Gateway>, request: Request<Incoming>, peer: IpAddr) -> Answer {
     let found = route::find(request.method().as_str(), request.uri().path());
     let mut label = "none";
     let mut answer = match found {
@@ -77,7 +79,7 @@ pub(super) async fn answer(gateway: &Arc<Gateway>, request: Request<Incoming>) -
         }
         Found::Route(route, names) => {
             label = route.path;
-            match done(gateway, route, names, request).await {
+            match done(gateway, route, names, request, peer).await {
                 Ok(answer) => answer,
                 Err(denied) => denied.answer(),
             }
@@ -95,8 +97,9 @@ async fn done(
     route: &'static Route,
     names: Names,
     request: Request<Incoming>,
+    peer: IpAddr,
 ) -> Result<Answer, Denied> {
-    let actor = token::actor(gateway, request.headers()).await?;
+    let actor = token::actor(gateway, request.headers(), peer).await?;
     let named = matches!(route.need, Need::Read | Need::Change) || !names.tenant.is_empty();
     let tenant = if named { Some(tenant(&names.tenant)?) } else { None };
     token::permit(&actor, route.need, tenant.as_ref())?;

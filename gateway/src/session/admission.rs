@@ -8,9 +8,10 @@ use super::connection::{Refused, refused};
 use super::recovery::Claim;
 use crate::client::{ConnectionId, Identity};
 use crate::close::Close;
-use crate::engine::{Seat, Whose};
+use crate::engine::{Seat, SeatLimits, Whose};
 use crate::gateway::{LiveTenant, UserSlot};
-use crate::seats::HeldSeat;
+use crate::seats::{HeldSeat, Whole};
+use crate::tenant::Limits;
 
 /// When a client that finds its user's limit reached is looked at once more: it may have come from another node that
 /// is about to say that it has left.
@@ -68,7 +69,14 @@ impl Session {
         seat: &Seat,
         instead_of: Option<&ConnectionId>,
     ) -> Result<HeldSeat, Whose> {
-        tenant.seats.take(&self.gateway, tenant, seat, instead_of).await
+        let Limits { connections_per_user: per_user, connections: per_tenant, .. } = tenant.settings().limits;
+        let whole = Whole {
+            engine: &self.gateway.engine,
+            tasks: &self.gateway.tasks,
+            tenant: &tenant.id,
+            limits: SeatLimits { per_user, per_tenant },
+        };
+        tenant.seats.take(&whole, seat, instead_of).await
     }
 
     /// The connection of a session of this user to which the client comes back, if there is one.

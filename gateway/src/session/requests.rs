@@ -15,52 +15,13 @@ use crate::client::TokenMark;
 use crate::commit::{Revoked, now_ms};
 use crate::decision::Decided;
 use crate::engine::EngineError;
+use crate::event::request::Request;
 use crate::event::{Payload, Refusal};
 use crate::gateway::LiveTenant;
 use crate::key_sets::Unidentified;
 
 /// What a client is told to wait when the engine could not be asked, in milliseconds.
 pub(super) const RETRY_AFTER_MS: u64 = 2_000;
-
-/// The events that the gateway answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Request {
-    JoinRoom,
-    JoinChannel,
-    LeaveRoom,
-    LeaveChannel,
-    Subscribe,
-    Unsubscribe,
-    Publish,
-    BatchUpdate,
-    History,
-    Presence,
-    Heartbeat,
-    RefreshToken,
-    Resume,
-}
-
-impl Request {
-    /// By the event's name; `None`: not the gateway's to answer.
-    pub(super) fn of(name: &str) -> Option<Request> {
-        Some(match name {
-            "join_room" => Request::JoinRoom,
-            "join_channel" => Request::JoinChannel,
-            "leave_room" => Request::LeaveRoom,
-            "leave_channel" => Request::LeaveChannel,
-            "subscribe" => Request::Subscribe,
-            "unsubscribe" => Request::Unsubscribe,
-            "publish" => Request::Publish,
-            "batch_update" => Request::BatchUpdate,
-            "history" => Request::History,
-            "presence" => Request::Presence,
-            "heartbeat" => Request::Heartbeat,
-            "refresh_token" => Request::RefreshToken,
-            "resume" => Request::Resume,
-            _ => return None,
-        })
-    }
-}
 
 /// What goes back to the client: its acknowledgement, and events beside it.
 #[derive(Debug)]

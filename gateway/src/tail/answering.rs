@@ -3,18 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hashbrown::HashMap;
-use parking_lot::Mutex;
-use tokio::time::Instant;
-
-use super::{Line, Wanted, Word, say};
+use super::listening::say;
+use super::{Line, Wanted, Word};
 use crate::gateway::Gateway;
-
-/// How long a node goes on after it was asked.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
-
-/// How many are answered at the same time; more are not heard.
-const ANSWERS_MAX: usize = 64;
 
 /// The longest batch, in bytes of text.
 const BATCH_BYTES_MAX: usize = 48 << 10;
@@ -28,41 +19,16 @@ const BATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Lines of one batch; beyond that, in one interval, the rest waits for the next.
 const BATCH_LINES_MAX: usize = 200;
 
-/// The nodes' questions that are being answered, and until when.
-#[derive(Default)]
-pub(super) struct Answering(Mutex<HashMap<String, Instant>>);
-
-impl Answering {
-    /// Answers a question, or goes on doing so.
-    pub(super) fn answer(&self, gateway: &Arc<Gateway>, id: String, wanted: Wanted) {
-        let mut until = self.0.lock();
-        let is_new = !until.contains_key(&id);
-        if is_new && until.len() >= ANSWERS_MAX {
-            return;
-        }
-        until.insert(id.clone(), Instant::now() + ANSWER_TIME);
-        drop(until);
-        if !is_new {
-            return;
-        }
-        let task = answer(gateway.clone(), id, wanted);
+/// Answers a question, or goes on doing so.
+pub(super) fn answer(gateway: &Arc<Gateway>, id: String, wanted: Wanted) {
+    if gateway.tail.answering.begins(&id) {
+        let task = answers(gateway.clone(), id, wanted);
         let stopping = gateway.tasks.stopping().clone();
         gateway.tasks.spawn(async move { stopping.run_until_cancelled(task).await });
     }
-
-    /// Until when is this to be answered? `None`: no longer; then it is forgotten.
-    fn until(&self, id: &str) -> Option<Instant> {
-        let mut all = self.0.lock();
-        let until = *all.get(id)?;
-        if until > Instant::now() {
-            return Some(until);
-        }
-        all.remove(id);
-        None
-    }
 }
 
-async fn answer(gateway: Arc<Gateway>, id: String, wanted: Wanted) {
+async fn answers(gateway: Arc<Gateway>, id: String, wanted: Wanted) {
     let server: Arc<str> = gateway.server_id.as_str().into();
     let journal = gateway.host.journal(&wanted.tenant);
     let mut tail = journal.subscribe();
@@ -85,7 +51,7 @@ async fn answer(gateway: Arc<Gateway>, id: String, wanted: Wanted) {
         }
         begun = false;
         if !wanted.follow {
-            gateway.tail.answering.0.lock().remove(&id);
+            gateway.tail.answering.forget(&id);
             return;
         }
         // What comes within this time goes together.

@@ -151,6 +151,7 @@ macro_rules! engine_suite {
                 of_clients_that_come_in_at_once_as_many_get_in_as_may,
                 a_seat_that_is_taken_twice_is_one_and_given_back_twice_too,
                 a_tenant_has_so_many_seats_whoever_has_them,
+                who_takes_a_seat_is_told_how_many_the_tenant_has_on_all_nodes,
                 a_connection_that_comes_back_has_the_seat_of_the_earlier_one,
                 seats_that_a_node_says_it_has_are_there_whatever_the_limit,
                 a_bucket_grants_a_minutes_worth_however_many_ask_at_once,

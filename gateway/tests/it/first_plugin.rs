@@ -10,17 +10,20 @@ use crate::support::{components, root};
 /// How long a whole session may take, in seconds: tools are installed, and three components compiled.
 const SESSION_S: &str = "500";
 
+/// The page about scenarios.
+pub(crate) const SCENARIOS: &str = "docs/testing-plugins.md";
+
 /// What the languages do differently behind the guide's back, and by hand.
 struct Developer {
     language: &'static str,
     /// Done beside the project's sources before the first build: what this machine has need not be fetched again.
     has_tools: String,
-    /// The file to change in step 6.
+    /// The file to change in step 7.
     greeting: &'static str,
 }
 
 /// A fenced block of the guide: what stands behind its fence, and its text.
-fn blocks(guide: &str) -> Vec<(String, String)> {
+pub(crate) fn blocks(guide: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = guide.lines();
     while let Some(line) = lines.next() {
@@ -33,7 +36,7 @@ fn blocks(guide: &str) -> Vec<(String, String)> {
 }
 
 /// Everything that the guide says to somebody who writes this language, and what happens between its lines.
-fn session(blocks: &[(String, String)], developer: &Developer, port: u16) -> String {
+fn session(blocks: &[(String, String)], scenarios: &[(String, String)], developer: &Developer, port: u16) -> String {
     let postern = Path::new(env!("CARGO_BIN_EXE_postern")).parent().unwrap();
     let clients = root().join("gateway/tests/clients/node_modules");
     let access = components().join("room-authorization.wasm");
@@ -48,6 +51,12 @@ fn session(blocks: &[(String, String)], developer: &Developer, port: u16) -> Str
                     script += &format!("sed -i s/Hello/Welcome/ {}\n", developer.greeting);
                 }
                 script += text;
+                if text.contains("plugin test") {
+                    // What the page about scenarios begins with is one of this plugin.
+                    let (_, greets) = scenarios.iter().find(|(info, _)| info == "toml door-bell").unwrap();
+                    script += &format!("cat > greets.scenario.toml <<'END'\n{greets}END\n");
+                    script += "postern plugin test . --scenario greets.scenario.toml\n";
+                }
                 if text.contains("postern serve") {
                     script += "until (exec 3<>/dev/tcp/127.0.0.1/$PORT) 2>/dev/null; do sleep 0.1; done\n";
                 }
@@ -78,7 +87,8 @@ fn follow(developer: &Developer) {
     let dir = root().join("target/first-plugin").join(developer.language);
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).unwrap();
-    let script = session(&blocks, developer, free_port());
+    let scenarios = std::fs::read_to_string(root().join(SCENARIOS)).unwrap();
+    let script = session(&blocks, &self::blocks(&scenarios), developer, free_port());
     // With its own process group, which ends as a whole.
     let mut bash = Command::new("timeout");
     bash.args(["--kill-after=5", SESSION_S, "bash", "-c", &script]).current_dir(&dir).env_clear();
@@ -98,11 +108,19 @@ fn follow(developer: &Developer) {
         assert!(said.lines().any(|said| said == line), "the guide promises {line:?}\n{whole}");
     }
     assert!(said.contains("door-bell: version 1 is stored"), "{whole}");
+    // What it costs differs from machine to machine.
+    for ok in ["ok     door-bell: hello: 4 steps, ", "ok     door-bell: greets: 2 steps, "] {
+        assert!(said.contains(ok), "{ok:?} is not said\n{whole}");
+    }
+    assert!(
+        guide.contains("ok     door-bell: hello: 4 steps, ") && told.contains("1 scenario, all as expected"),
+        "{whole}"
+    );
     for next in ["next: cd door-bell && ", "next: postern plugin push door-bell "] {
         assert!(told.contains(next), "{next:?} is not said\n{whole}");
     }
     assert!(said.contains("Asha was greeted, times: 1"), "`plugin logs` does not show it\n{whole}");
-    assert!(said.contains("the answer: { text: 'Welcome, Ravi!' }"), "the change of step 6 is not seen\n{whole}");
+    assert!(said.contains("the answer: { text: 'Welcome, Ravi!' }"), "the change of step 7 is not seen\n{whole}");
     // What npm has installed is large.
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -7,6 +7,7 @@ use postern::cli::plugin_build::{BuildError, BuildOptions, Component, build};
 use serde_json::json;
 
 use crate::admin::{done, node, operate};
+use crate::plugin_test::{scenarios_of_the_page, tested};
 use crate::support::clients::Clients;
 use crate::support::node::Node;
 use crate::support::{SECRET, components, root, token};
@@ -81,6 +82,25 @@ fn in_the_channel(node: &Node, tenant: &str, subjects: &[&str]) -> Clients {
 
 fn member(tenant: &str, subject: &str) -> String {
     token(tenant, subject, json!({ "channels": ["general"] }))
+}
+
+#[test]
+fn the_examples_come_to_what_their_scenarios_say() {
+    for (dir, scenario, says) in [
+        (WORD_FILTER, "muted", "ok     word-filter: muted: 10 steps, "),
+        (POLL, "closes", "ok     poll: closes: 7 steps, "),
+    ] {
+        let component = example(dir).path.display().to_string();
+        let told = tested(&[&component, "--scenario", &format!("{dir}/tests/{scenario}.scenario.toml")]);
+        assert!(told.code == Some(0) && told.out.contains(says), "{told:?}");
+    }
+    let (_, page) = scenarios_of_the_page().into_iter().find(|(plugin, _)| plugin == "word-filter").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("page.scenario.toml");
+    std::fs::write(&file, page).unwrap();
+    let component = example(WORD_FILTER).path.display().to_string();
+    let told = tested(&[&component, "--scenario", file.to_str().unwrap()]);
+    assert_eq!(told.code, Some(0), "{told:?}");
 }
 
 #[test]

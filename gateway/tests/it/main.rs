@@ -10,6 +10,7 @@ mod embedded;
 mod engine_suite;
 mod plugin_build;
 mod plugin_host;
+mod plugin_test;
 mod redis_cluster;
 mod redis_engine;
 mod redis_nodes;

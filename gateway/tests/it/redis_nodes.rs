@@ -158,10 +158,13 @@ async fn a_node_that_was_counted_as_gone_registers_nobody_and_goes_on_as_another
     assert_eq!(slow.registered(&acme()).await.unwrap(), ["c2".into()]);
 }
 
-async fn take_seat(engine: &RedisEngine, subject: &str, connection: &str, limits: [u32; 2]) -> Seating {
+async fn take_seat(engine: &RedisEngine, subject: &str, connection: &str, limits: [u32; 2]) -> Result<(), Whose> {
     let seat = Seat { subject: subject.into(), connection: connection.into() };
     let limits = SeatLimits { per_user: limits[0], per_tenant: limits[1] };
-    engine.take_seat(&acme(), &seat, limits, None).await.unwrap()
+    match engine.take_seat(&acme(), &seat, limits, None).await.unwrap() {
+        Seating::Taken { .. } => Ok(()),
+        Seating::Full(whose) => Err(whose),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -170,38 +173,38 @@ async fn seats_of_a_dead_node_do_not_count_once_it_is_counted_as_gone() {
     let node_of = async |name| node(&server, name, lively()).await;
     let (one, dead, two) = (node_of("one").await, node_of("dead").await, node_of("two").await);
     for (engine, connection) in [(&one, "c1"), (&dead, "c2"), (&dead, "c3"), (&two, "c4")] {
-        assert_eq!(take_seat(engine, "bob", connection, [4, 4]).await, Seating::Taken);
+        assert_eq!(take_seat(engine, "bob", connection, [4, 4]).await, Ok(()));
     }
     eventually("all see each other", || async { one.nodes().len() == 3 }).await;
     dead.close().await;
-    assert_eq!(take_seat(&one, "bob", "c5", [4, 9]).await, Seating::Full(Whose::User), "its lease is not over");
+    assert_eq!(take_seat(&one, "bob", "c5", [4, 9]).await, Err(Whose::User), "its lease is not over");
     eventually("bob has room again", || async {
         assert_eq!(one.orphans(9).await.unwrap(), []);
-        take_seat(&one, "bob", "c5", [4, 9]).await == Seating::Taken
+        take_seat(&one, "bob", "c5", [4, 9]).await == Ok(())
     })
     .await;
-    assert_eq!(take_seat(&two, "bob", "c6", [4, 9]).await, Seating::Taken);
-    assert_eq!(take_seat(&two, "bob", "c7", [4, 9]).await, Seating::Full(Whose::User));
+    assert_eq!(take_seat(&two, "bob", "c6", [4, 9]).await, Ok(()));
+    assert_eq!(take_seat(&two, "bob", "c7", [4, 9]).await, Err(Whose::User));
     // Those of the dead count against the tenant no more, either.
-    assert_eq!(take_seat(&two, "eve", "e1", [4, 5]).await, Seating::Taken);
-    assert_eq!(take_seat(&two, "eve", "e2", [4, 5]).await, Seating::Full(Whose::Tenant));
+    assert_eq!(take_seat(&two, "eve", "e1", [4, 5]).await, Ok(()));
+    assert_eq!(take_seat(&two, "eve", "e2", [4, 5]).await, Err(Whose::Tenant));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn seats_of_a_node_that_has_said_nothing_for_long_do_not_count() {
     let server = RedisServer::start();
     let (one, silent) = (node(&server, "one", lively()).await, node(&server, "silent", lively()).await);
-    assert_eq!(take_seat(&silent, "bob", "c1", [1, 9]).await, Seating::Taken);
-    assert_eq!(take_seat(&one, "bob", "c2", [1, 9]).await, Seating::Full(Whose::User));
+    assert_eq!(take_seat(&silent, "bob", "c1", [1, 9]).await, Ok(()));
+    assert_eq!(take_seat(&one, "bob", "c2", [1, 9]).await, Err(Whose::User));
     let strings = |words: &[&str]| redis::from_redis_value::<Vec<String>>(server.command(words)).unwrap();
     let told = &strings(&["KEYS", "*:acme:ut"])[0];
     let incarnation = &strings(&["ZRANGE", told, "0", "-1"])[0];
     server.command(&["ZADD", told, "1", incarnation]);
-    assert_eq!(take_seat(&one, "bob", "c2", [1, 9]).await, Seating::Taken);
+    assert_eq!(take_seat(&one, "bob", "c2", [1, 9]).await, Ok(()));
     // It speaks again.
     let seat = Seat { subject: "bob".into(), connection: "c1".into() };
     silent.keep_seats(&acme(), &[seat], &[]).await.unwrap();
-    assert_eq!(take_seat(&one, "bob", "c3", [2, 9]).await, Seating::Full(Whose::User));
+    assert_eq!(take_seat(&one, "bob", "c3", [2, 9]).await, Err(Whose::User));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,11 +212,11 @@ async fn a_node_that_was_counted_as_gone_takes_seats_as_another() {
     let server = RedisServer::start();
     let slow = node(&server, "slow", sluggish()).await;
     apply(&slow, &acme(), arrival("c1", "ann")).await;
-    assert_eq!(take_seat(&slow, "ann", "c1", [1, 9]).await, Seating::Taken);
+    assert_eq!(take_seat(&slow, "ann", "c1", [1, 9]).await, Ok(()));
     let other = node(&server, "other", lively()).await;
     orphans(&other).await;
-    assert_eq!(take_seat(&slow, "ann", "c2", [1, 9]).await, Seating::Taken, "what it had counts no more");
-    assert_eq!(take_seat(&other, "ann", "c3", [1, 9]).await, Seating::Full(Whose::User), "what it has does");
+    assert_eq!(take_seat(&slow, "ann", "c2", [1, 9]).await, Ok(()), "what it had counts no more");
+    assert_eq!(take_seat(&other, "ann", "c3", [1, 9]).await, Err(Whose::User), "what it has does");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -65,6 +65,15 @@ fn no_act_imports_another() {
 }
 
 #[test]
+fn what_the_gateway_is_made_of_does_not_know_the_gateway() {
+    // Those that act on it may; whatever it holds is handed what it needs.
+    let may =
+        ["catalog/follower", "http", "key_sets/", "presence.rs", "run.rs", "session", "tail/", "timers.rs", "usage.rs"];
+    nowhere_but("crate::gateway", &may);
+    nowhere_but("crate::session", &["session/", "http.rs"]);
+}
+
+#[test]
 fn tasks_are_spawned_in_tracked_places_and_no_queue_is_unbounded() {
     nowhere_but("tokio::spawn(", &["drain.rs"]);
     nowhere_but("unbounded", &["config"]);

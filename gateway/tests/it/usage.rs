@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
+use crate::support::redis_server::RedisServer;
 use crate::support::{harm, token};
 
 const OPERATOR: &str = "operator-of-the-accounts-0123456789abcdef";
@@ -58,6 +59,26 @@ fn the_accounts_survive_the_node_and_nothing_is_counted_twice() {
     }
     assert!(account(&node, "harm", "cpu-us") > 0 && account(&node, "harm", "output-bytes") > 0);
     assert!(account(&node, "authorizer", "calls") >= 2);
+}
+
+#[test]
+fn the_most_connections_at_once_are_those_of_all_nodes_and_a_restart_adds_nothing() {
+    let redis = RedisServer::start();
+    let node = || Node::with(Settings { redis_url: Some(redis.url()), ..settings("") });
+    let (one, two) = (node(), node());
+    let mut ws = Clients::ws();
+    for (name, node) in [("ann", &one), ("bob", &two), ("eve", &one)] {
+        ws.join_ws(node, name, "harm", &token("harm", name, json!({})));
+    }
+    drop(ws);
+    let (one, two) = (one.stop_and_restart(), two.stop_and_restart());
+    assert_eq!(account(&one, "gateway", "connections-peak"), 3);
+    let mut ws = Clients::ws();
+    for (name, node) in [("ann", &one), ("bob", &two)] {
+        ws.join_ws(node, name, "harm", &token("harm", name, json!({})));
+    }
+    let (one, _two) = (one.stop_and_restart(), two.stop_and_restart());
+    assert_eq!(account(&one, "gateway", "connections-peak"), 3);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::output::{self, Stamp};
 use super::worlds::{Export, World, worlds};
 use super::{BuildError, Component, contract};
+use crate::config::SCENARIO_ENDING;
 
 /// Files that are a plugin's sources, at most; more are taken for a mistake.
 const SOURCES_MAX: usize = 10_000;
@@ -83,7 +84,7 @@ impl Workshop {
             }
             if kind.is_dir() {
                 self.gather(&path, files)?;
-            } else if kind.is_file() {
+            } else if kind.is_file() && !name.to_string_lossy().ends_with(SCENARIO_ENDING) {
                 files.push(path);
             }
             if files.len() > SOURCES_MAX {

@@ -174,8 +174,8 @@ impl Plugin {
         let result = self.admitted(tx, hook, namespace, input, &limits).await.and_then(|answer| {
             check(answer, &limits).map_err(|message| self.failure(hook, FailureKind::BadAnswer, message))
         });
-        if let Err(CallError::Failed(_) | CallError::Fatal(_)) = &result {
-            self.note(hook, Level::Error, &result.as_ref().err().map(ToString::to_string).unwrap_or_default());
+        if let Err(error @ (CallError::Failed(_) | CallError::Fatal(_))) = &result {
+            self.share.journal.add_failure(&self.source(hook), error.word(), &error.to_string());
         }
         if let Some(turned) = pass.and_then(|pass| pass.end(Verdict::of(&result), &limits.breaker)) {
             self.tell(hook, turned);
@@ -302,10 +302,15 @@ impl Plugin {
     /// failures are told. It opens no breaker, for the same hook may be what cleans up.
     pub fn went_over(&self, hook: Hook, over: &OverQuota) -> Failure {
         let failure = Failure { plugin: self.name.clone(), hook, kind: FailureKind::Quota, message: over.to_string() };
-        self.note(hook, Level::Error, &failure.to_string());
+        self.share.journal.add_failure(&self.source(hook), failure.kind.word(), &failure.to_string());
         self.metering.went_over(over.kind);
         self.account.failed();
         failure
+    }
+
+    /// The most linear memory that an instance of it had, in bytes; 0 before its first call.
+    pub fn memory_peak_bytes(&self) -> usize {
+        self.metering.peak_bytes()
     }
 
     /// How its breakers stand, of hooks that were called.

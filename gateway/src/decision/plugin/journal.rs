@@ -79,6 +79,8 @@ pub struct JournalEntry {
     pub level: Level,
     /// Who says it.
     pub kind: JournalKind,
+    /// How a call failed, as [`CallError::word`](super::CallError::word) has it; `None`: the line tells something else.
+    pub failure: Option<&'static str>,
     /// At most [`MESSAGE_BYTES_MAX`] bytes, control characters escaped.
     pub message: String,
 }
@@ -152,6 +154,15 @@ impl Journal {
 
     /// Adds a line; the oldest ones go.
     pub(super) fn add(&self, source: &Source, level: Level, kind: JournalKind, message: &str) {
+        self.push(source, level, kind, None, message);
+    }
+
+    /// Adds that a call failed.
+    pub(super) fn add_failure(&self, source: &Source, word: &'static str, message: &str) {
+        self.push(source, Level::Error, JournalKind::Failure, Some(word), message);
+    }
+
+    fn push(&self, source: &Source, level: Level, kind: JournalKind, failure: Option<&'static str>, message: &str) {
         let message = tame(message, MESSAGE_BYTES_MAX);
         let Source { plugin, digest, hook } = source.clone();
         let mut ring = self.ring.lock();
@@ -166,6 +177,7 @@ impl Journal {
             hook,
             level,
             kind,
+            failure,
             message,
         }));
         while ring.entries.len() > JOURNAL_ENTRIES_MAX || ring.bytes > JOURNAL_BYTES_MAX {

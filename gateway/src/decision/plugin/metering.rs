@@ -79,6 +79,11 @@ impl Metering {
         }
     }
 
+    /// The most memory that an instance had, in bytes.
+    pub(super) fn peak_bytes(&self) -> usize {
+        self.peak_bytes.load(Ordering::Relaxed)
+    }
+
     /// A breaker has changed: how many of the hook's, over all versions that are there, are not closed.
     pub(super) fn breaker(&self, hook: Hook, state: BreakerState) {
         let gauge = metrics::gauge!(

@@ -37,7 +37,7 @@ impl SharedLimits {
     pub(super) fn take(&mut self, seat: &Seat, limits: SeatLimits, instead_of: Option<&ConnectionId>) -> Seating {
         let theirs = self.users.get(&seat.subject);
         if theirs.is_some_and(|theirs| theirs.contains(&seat.connection)) {
-            return Seating::Taken;
+            return self.taken();
         }
         let earlier = instead_of.filter(|earlier| theirs.is_some_and(|theirs| theirs.contains(*earlier)));
         let freed = usize::from(earlier.is_some());
@@ -51,7 +51,11 @@ impl SharedLimits {
             self.give_back(&Seat { subject: seat.subject.clone(), connection: earlier.clone() });
         }
         self.keep(seat);
-        Seating::Taken
+        self.taken()
+    }
+
+    fn taken(&self) -> Seating {
+        Seating::Taken { of_tenant: u32::try_from(self.seats).unwrap_or(u32::MAX) }
     }
 
     pub(super) fn keep(&mut self, seat: &Seat) {

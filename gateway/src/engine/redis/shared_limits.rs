@@ -42,7 +42,9 @@ pub(super) async fn take_seat(
         let link = nodes.router.to_tenant(tenant).link().await?;
         let answer = script::TAKE_SEAT.run(&mut link.connection(), &names, &own.map(str::as_bytes)).await;
         match answer.map_err(|e| link.write_error(&e))? {
-            Value::BulkString(word) if word == b"taken" => return Ok(Seating::Taken),
+            Value::Int(of_tenant) => {
+                return Ok(Seating::Taken { of_tenant: u32::try_from(of_tenant).unwrap_or(u32::MAX) });
+            }
             Value::BulkString(word) if word == b"user-full" => return Ok(Seating::Full(Whose::User)),
             Value::BulkString(word) if word == b"tenant-full" => return Ok(Seating::Full(Whose::Tenant)),
             Value::BulkString(word) if word == b"fenced" => nodes.lost(&incarnation),

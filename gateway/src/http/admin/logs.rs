@@ -17,7 +17,8 @@ use super::{Asked, Denied};
 use crate::catalog::{Actor, Catalog};
 use crate::connection::server::Body;
 use crate::gateway::Gateway;
-use crate::tail::{LINES_MAX, Line, Listener, Wanted, about_loss};
+use crate::tail::listening::Listener;
+use crate::tail::{LINES_MAX, Line, Wanted, about_loss};
 use crate::tenant::TenantId;
 
 /// How many lines there are to begin with unless the call says otherwise.

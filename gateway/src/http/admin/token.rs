@@ -1,9 +1,13 @@
 //! Who asks, and whether they may.
 
+use std::net::IpAddr;
+
 use hyper::StatusCode;
 use hyper::http::HeaderMap;
+use tokio::time::Instant;
 
 use super::denied::Denied;
+use super::guesses::GUESSES;
 use super::route::Need;
 use super::scope_word;
 use crate::catalog::{Actor, Scope};
@@ -16,7 +20,7 @@ use crate::tenant::TenantId;
 const OF_THE_SETTINGS: &str = "admin_token";
 
 /// Whoever comes with the request's token. It is looked up each time: one that is revoked is worthless at once.
-pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap) -> Result<Actor, Denied> {
+pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap, peer: IpAddr) -> Result<Actor, Denied> {
     let Some(token) = upgrade::token(headers, None).filter(|token| !token.is_empty()) else {
         return Err(nobody(gateway).await?);
     };
@@ -25,9 +29,12 @@ pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap) -> Result<Acto
     {
         return Ok(Actor::gateway(OF_THE_SETTINGS));
     }
+    let guess = GUESSES.may_try(peer, &token, gateway.config.admin.wrong_tokens_per_minute, Instant::now())?;
     if let Some(actor) = gateway.catalog.actor_of(&token).await? {
+        guess.was_good(peer);
         return Ok(actor);
     }
+    guess.was_wrong();
     if is_off(gateway).await? {
         return Err(off());
     }

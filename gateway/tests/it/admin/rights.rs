@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{OPERATOR, ask, command, eventually, node, operate, text};
-use crate::support::node::Node;
+use super::{OPERATOR, ask, command, eventually, node, operate, settings, text};
+use crate::support::node::{Node, Settings};
 use crate::support::{BACKEND_TOKEN, SECRET, open};
 
 /// Each operation of the document: method, path with names of nothing that there is, and what it needs.
@@ -25,7 +25,8 @@ fn operations(node: &Node) -> Vec<(String, String, String)> {
 
 #[test]
 fn every_route_takes_the_scopes_that_its_document_names_and_no_others() {
-    let node = node(Vec::new());
+    let config = format!("admin_token = \"{OPERATOR}\"\n[admin]\nwrong_tokens_per_minute = 1000\n");
+    let node = Node::with(Settings { config, ..settings(Vec::new(), None) });
     let make = |name: &str, scope: &str, tenant: Option<&str>| {
         let made = operate(&node, "POST", "/tokens", json!({ "name": name, "scope": scope, "tenant": tenant }));
         made["secret"].as_str().unwrap().to_owned()
@@ -243,4 +244,22 @@ fn every_refusal_on_the_command_line_says_what_to_do_next_and_has_an_exit_code()
     let told: Value = serde_json::from_slice(&output.stderr).expect("the error is JSON");
     assert_eq!((output.status.code(), &told["error"]["code"]), (Some(1), &json!("unauthorized")));
     assert!(told["error"]["advice"].is_string());
+}
+
+#[test]
+fn whoever_guesses_tokens_is_slowed_down_and_locks_nobody_out() {
+    let config = format!("admin_token = \"{OPERATOR}\"\n[admin]\nwrong_tokens_per_minute = 5\n");
+    let node = Node::with(Settings { config, ..settings(Vec::new(), None) });
+    let created = operate(&node, "POST", "/tokens", json!({ "name": "ci", "scope": "operator" }));
+    let ci = created["secret"].as_str().unwrap();
+    assert_eq!(ask(&node, ci, "GET", "/whoami", None).0, 200);
+    for n in 0..5 {
+        assert_eq!(ask(&node, &format!("guess-{n}"), "GET", "/whoami", None).0, 401);
+    }
+    let (status, refused) = ask(&node, "guess-5", "GET", "/whoami", None);
+    assert_eq!((status, &refused["error"]["code"]), (429, &json!("rate_limit")), "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("admin.wrong_tokens_per_minute = 5"), "{refused}");
+    for good in [ci, OPERATOR] {
+        assert_eq!(ask(&node, good, "GET", "/whoami", None).0, 200, "from the same address");
+    }
 }

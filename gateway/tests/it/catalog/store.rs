@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use postern::catalog::{
-    Actor, Canary, Catalog, CatalogError, Changed, NewToken, NewVersion, News, PluginRecord, RolloutState, Scope,
-    Settled, TenantRecord, UsageDelta, VERSIONS_KEPT_MAX,
+    Actor, Canary, Catalog, CatalogError, Changed, Gathered, NewToken, NewVersion, News, PluginRecord, RolloutState,
+    Scope, Settled, TenantRecord, UsageDelta, VERSIONS_KEPT_MAX,
 };
 use postern::commit::{
     Commit, CommitId, Effect, Grant, Publication, StateKey, TimerChange, TimerKey, Who, Write, now_ms,
@@ -281,7 +281,16 @@ async fn a_token_of_a_deleted_tenant_is_no_good_for_the_next_of_its_name(kept: K
     assert_eq!(told.iter().map(|record| &*record.what).collect::<Vec<_>>(), ["tenant.create"]);
     assert!(kept.one.audit(Some(&acme), None, 10).await.unwrap().len() > 3);
     let used = |day: &str| {
-        (day.to_owned(), UsageDelta { tenant: id("acme"), plugin: "echo".into(), what: "calls".into(), number: 1 })
+        (
+            day.to_owned(),
+            UsageDelta {
+                tenant: id("acme"),
+                plugin: "echo".into(),
+                what: "calls".into(),
+                number: 1,
+                gathered: Gathered::Sum,
+            },
+        )
     };
     for (day, delta) in [used("2020-01-01"), used(&postern::catalog::day_of(now_ms()))] {
         kept.one.add_usage(&CommitId::random(), &day, &[delta]).await.unwrap();
@@ -644,6 +653,7 @@ async fn accounts_are_added_once_and_told_by_the_day(kept: Kept) {
         plugin: "echo".into(),
         what: what.into(),
         number,
+        gathered: Gathered::Sum,
     };
     let commit = CommitId::random();
     for _ in 0..2 {
@@ -661,6 +671,17 @@ async fn accounts_are_added_once_and_told_by_the_day(kept: Kept) {
     assert_eq!(kept.one.usage(&id("acme"), "2026-11-20", "2026-11-21").await.unwrap(), []);
     assert_eq!(kept.one.usage(&id("acme"), "2026-11-23", "2026-12-01").await.unwrap().len(), 1);
     assert!(matches!(kept.one.usage(&id("acme"), "x", "2026-12-01").await, Err(CatalogError::Invalid(_))));
+    // Of numbers that are no sums the largest of all nodes counts, in whatever order they come.
+    let most = |number| [UsageDelta { gathered: Gathered::Most, ..delta("acme", "connections-peak", number) }];
+    let day = "2026-11-24";
+    kept.one.add_usage(&CommitId::random(), day, &most(3)).await.unwrap();
+    let (at_one, at_two) = ((CommitId::random(), most(7)), (CommitId::random(), most(5)));
+    let (at_one, at_two) =
+        tokio::join!(kept.one.add_usage(&at_one.0, day, &at_one.1), kept.two.add_usage(&at_two.0, day, &at_two.1));
+    at_one.and(at_two).unwrap();
+    kept.two.add_usage(&CommitId::random(), day, &most(6)).await.unwrap();
+    let rows = kept.one.usage(&id("acme"), day, day).await.unwrap();
+    assert_eq!(json!(rows[0].used), json!({ "connections-peak": 7 }));
     let odd = kept.one.add_usage(&CommitId::random(), "2026-11-22", &[delta("acme", "../x", 1)]).await;
     assert!(matches!(odd, Err(CatalogError::Invalid(_))), "{odd:?}");
 }

@@ -43,7 +43,7 @@ impl Tenant {
         // A session whose connection has gone before.
         self.apply(Commit { effects: vec![Effect::Gone { id: "c2".into() }], ..nothing() }).await;
         let taken = self.engine.take_seat(&self.id, &seat("c1"), ONE, None).await.unwrap();
-        assert_eq!(taken, Seating::Taken);
+        assert!(matches!(taken, Seating::Taken { .. }), "{taken:?}");
         self.apply(set_timer("dead", 1, "1")).await;
         fixture.pass(20).await;
         let due = self.due().await.remove(0);
@@ -107,7 +107,8 @@ pub(crate) async fn what_a_tenant_has_left_is_forgotten_and_of_nobody_else<F: Fi
     fixture.pass(20).await;
     let due = acme.engine.claim_timers(100).await.unwrap();
     assert!(due.len() == 20 && due.iter().all(|timer| timer.tenant == globex.id), "{due:?}");
-    assert_eq!(acme.engine.take_seat(&acme.id, &seat("c9"), ONE, None).await.unwrap(), Seating::Taken);
+    let taken = acme.engine.take_seat(&acme.id, &seat("c9"), ONE, None).await.unwrap();
+    assert_eq!(taken, Seating::Taken { of_tenant: 1 });
     assert_eq!(acme.text("kept").await.as_deref(), Some("x"), "values are not its matter");
     globex.assert_lives(others).await;
 

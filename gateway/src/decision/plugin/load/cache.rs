@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -49,6 +49,7 @@ impl Cache {
     pub(in super::super) fn open(settings: &CodeCache, engine: &str) -> io::Result<Cache> {
         let dir = &settings.dir;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        own(dir)?;
         if fs::metadata(dir)?.permissions().mode() & 0o077 != 0 {
             // It may have been there, for everybody to write.
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
@@ -158,6 +159,18 @@ impl Cache {
 /// A file that nobody has finished writing for so long is nobody's.
 const ABANDONED: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// Is it the gateway's own? Whoever else owns it could put a key and code there that hold.
+fn own(path: &Path) -> io::Result<()> {
+    let (owner, user) = (fs::metadata(path)?.uid(), rustix::process::geteuid().as_raw());
+    if owner == user {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(io::Error::other(format!(
+        "{path} belongs to user {owner}, the gateway runs as user {user}: chown it, or set plugins.code_cache_dir"
+    )))
+}
+
 /// The key of a directory, made at its first use. Several processes may come at once: the first one's counts.
 fn secret(dir: &Path) -> io::Result<[u8; KEY_BYTES]> {
     let path = dir.join(KEY_FILE);
@@ -174,6 +187,7 @@ fn secret(dir: &Path) -> io::Result<[u8; KEY_BYTES]> {
         }
     }
     let mut file = File::open(&path)?;
+    own(&path)?;
     if file.metadata()?.permissions().mode() & 0o077 != 0 {
         return Err(io::Error::other(format!("{} can be read by others: delete it", path.display())));
     }
@@ -262,6 +276,28 @@ mod tests {
         cache.put("d", &[4; 100]);
         assert_eq!(cache.get("b"), None);
         assert!(["a", "c", "d"].iter().all(|digest| cache.get(digest).is_some()));
+    }
+
+    #[test]
+    fn what_belongs_to_somebody_else_is_refused_and_named() {
+        let root = Path::new("/");
+        let is_roots = fs::metadata(root).unwrap().uid() == 0 && rustix::process::geteuid().is_root();
+        if is_roots {
+            // Root may give things away; others have what is root's to try with.
+            let dir = tempfile::tempdir().unwrap();
+            drop(open(dir.path(), 100));
+            let cache = dir.path().join("cache");
+            for path in [cache.join("key"), cache.clone()] {
+                std::os::unix::fs::chown(&path, Some(1), None).unwrap();
+                let Err(refused) = Cache::open(&CodeCache { dir: cache.clone(), bytes_max: 1 }, "e") else {
+                    panic!("{} was taken", path.display());
+                };
+                assert!(refused.to_string().contains("belongs to user 1, the gateway runs as user 0"), "{refused}");
+                std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+            }
+        } else {
+            assert!(own(root).unwrap_err().to_string().contains("belongs to user 0"));
+        }
     }
 
     #[test]

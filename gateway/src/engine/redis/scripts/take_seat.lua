@@ -3,7 +3,7 @@
 -- which seats they have
 -- ARGV 1 incarnation, 2 connection, 3 most of a user, 4 most of the tenant, 5 how long seats are remembered (ms),
 --      6 connection whose seat is given back with that, or ''
--- Answers 'taken', 'user-full', 'tenant-full', or 'fenced' when the incarnation is dead.
+-- Answers how many seats of the tenant are taken with that, 'user-full', 'tenant-full', or 'fenced' when the incarnation is dead.
 --
 -- A seat is `<incarnation>\0<connection>`, so that a node's stand together and those of a dead one go at once.
 local call = redis.call
@@ -19,7 +19,7 @@ local function taken()
   end
   call('ZADD', said, whole(now), ARGV[1])
   call('PEXPIRE', said, ARGV[5])
-  return 'taken'
+  return call('ZCARD', tenant)
 end
 
 -- The dead are not remembered for ever: a node that has not spoken for long is as good as one.
