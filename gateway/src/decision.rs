@@ -14,6 +14,7 @@ pub mod plugin;
 mod relay;
 pub mod revocation;
 pub mod token;
+pub mod verdict;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -121,8 +122,7 @@ impl From<CallError> for Undecided {
             CallError::Retry(message) => {
                 Undecided::Later(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("unavailable", message) })
             }
-            CallError::Fatal(message) => Undecided::Failed(Refusal::new("plugin_failed", message)),
-            CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.to_string())),
+            CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.told())),
             CallError::EngineUnavailable(message) => engine_unavailable(&message),
             CallError::BreakerOpen { message, retry_after_ms } => Undecided::Later(Refusal {
                 retry_after_ms: Some(retry_after_ms),

@@ -25,6 +25,7 @@ mod steps;
 pub use comparison::{Difference, fits_named};
 pub use record::{Ended, Happened, Measured, Played};
 pub use runner::{Runner, RunnerError, Tested};
+pub use steps::duration;
 
 /// Timers that may fire while the clock is moved once.
 pub const TIMERS_PER_ADVANCE_MAX: usize = 1_000;
@@ -72,6 +73,8 @@ pub struct Step {
     pub action: Action,
     /// So many commits of it meet a change of what they rest on.
     pub conflicts: u32,
+    /// Is what plugins read in it not to be had?
+    pub unavailable: bool,
     /// What is to come of it; what is not named is not looked at.
     pub expected: Vec<Expectation>,
     /// What of the reply later steps can name: names with JSON pointers into it.

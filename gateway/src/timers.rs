@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::commit::{Millis, seconds_since};
-use crate::decision::{Decided, Input, Undecided};
+use crate::decision::Input;
+use crate::decision::verdict::{ATTEMPTS_MAX, LATER_REST_MS, Verdict};
 use crate::engine::{DueTimer, Health};
-use crate::event::Refusal;
 use crate::gateway::Gateway;
 use crate::telemetry::labels;
 
@@ -21,15 +21,6 @@ const ERROR_REST: Duration = Duration::from_secs(1);
 const CLAIM_MAX: usize = 64;
 /// Timers that fire at the same time on this node.
 const FIRING_MAX: usize = 128;
-/// How often a timer whose handler fails is fired before it is given up. Waiting for the engine, a full line or
-/// a handler's wish to be called later never ends a timer.
-const ATTEMPTS_MAX: u32 = 5;
-/// How long a failed timer rests, doubled with every attempt.
-const RETRY_MS: Millis = 500;
-/// How often it is doubled at most: a minute.
-const RETRY_DOUBLINGS_MAX: u32 = 7;
-/// How long a timer rests that was not tried, or whose handler asked to be called later.
-const LATER_REST_MS: Millis = 1_000;
 /// How long postponing rests that the engine could not take.
 const POSTPONE_REST: Duration = Duration::from_millis(200);
 /// How long a timer rests whose tenant is not served here.
@@ -106,55 +97,6 @@ async fn fire(gateway: &Gateway, timer: DueTimer) {
         }
     };
     metrics::counter!("timers_fired_total", "outcome" => outcome).increment(1);
-}
-
-/// What becomes of a timer that was fired.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    /// Its handler's commit has settled it.
-    Settled,
-    /// It was replaced, cancelled or settled meanwhile.
-    Gone,
-    /// The engine was away: the attempt does not count.
-    Untried,
-    /// It was not tried, or its handler wants to be called later: it is postponed, and the attempt does not count.
-    Later {
-        /// For how long, in milliseconds.
-        rest_ms: Millis,
-    },
-    /// Its handler failed: it is given back, to be tried again.
-    Again {
-        /// After how long, in milliseconds.
-        rest_ms: Millis,
-        why: String,
-    },
-    /// It is buried.
-    GivenUp { why: String },
-}
-
-impl Verdict {
-    /// `attempt` is 1 for the first.
-    pub(crate) fn of(attempt: u32, result: &Result<Decided, Undecided>) -> Verdict {
-        let why = |refusal: &Refusal| format!("{}: {}", refusal.code, refusal.message);
-        match result {
-            Ok(_) => Verdict::Settled,
-            Err(Undecided::TimerGone) => Verdict::Gone,
-            Err(Undecided::Engine(_)) => Verdict::Untried,
-            Err(Undecided::Later(refusal)) => {
-                Verdict::Later { rest_ms: refusal.retry_after_ms.unwrap_or(0).max(LATER_REST_MS) }
-            }
-            Err(Undecided::Failed(refusal)) if attempt < ATTEMPTS_MAX => {
-                Verdict::Again { rest_ms: rest_ms(attempt), why: why(refusal) }
-            }
-            Err(Undecided::Failed(refusal) | Undecided::Refused(refusal) | Undecided::Unauthorized(refusal)) => {
-                Verdict::GivenUp { why: why(refusal) }
-            }
-        }
-    }
-}
-
-fn rest_ms(attempt: u32) -> Millis {
-    RETRY_MS << attempt.min(RETRY_DOUBLINGS_MAX)
 }
 
 async fn give_back(gateway: &Gateway, timer: &DueTimer, after_ms: Millis) {

@@ -214,7 +214,9 @@ fn files(dir: Option<&Path>, plugin: &Path) -> Result<Vec<PathBuf>, Failure> {
         let text = "write tests/NAME.scenario.toml in its project, or name one with --scenario";
         Failure::Usage(format!("{}: there is no scenario; {text}", plugin.display()))
     };
-    let dir = dir.ok_or_else(none)?.join(DIR);
+    let dir = dir.ok_or_else(none)?;
+    // As one would name them.
+    let dir = if dir == Path::new(".") { PathBuf::from(DIR) } else { dir.join(DIR) };
     let entries = std::fs::read_dir(&dir).map_err(|_missing| none())?;
     let is_one =
         |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(SCENARIO_ENDING));

@@ -155,6 +155,7 @@ fn step(
     let action = action(&mut given, users, report);
     let mut conflicts = 0;
     given.integer("conflict", 0..=CONFLICTS_MAX, &mut conflicts, report);
+    let unavailable = given.get("unavailable").and_then(|given| given.boolean(report)).unwrap_or(false);
     let expected = given.section("expect", report).map(|section| expect::expectations(section, report));
     let keep = given.section("keep", report).map(|section| keep(&section, report)).unwrap_or_default();
     given.finish(report);
@@ -162,6 +163,7 @@ fn step(
         line: at.line.unwrap_or_default(),
         action: action?,
         conflicts,
+        unavailable,
         expected: expected.unwrap_or_default(),
         keep,
     };

@@ -24,8 +24,7 @@ fn no_authorizer(pipeline: &Pipeline) -> Undecided {
 /// Whatever went wrong with the authorizer, the answer is no; only a refusal says so in its own words.
 fn closed(error: CallError) -> Undecided {
     match error {
-        CallError::Fatal(message) => Undecided::Failed(Refusal::new("plugin_unavailable", message)),
-        CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_unavailable", failure.to_string())),
+        CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_unavailable", failure.told())),
         other => other.into(),
     }
 }

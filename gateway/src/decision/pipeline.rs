@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::plugin::{CallError, Plugin, Transaction};
+use super::plugin::{CallError, Hook, Plugin, Transaction};
 use crate::event::{Event, Refusal};
 use crate::tenant::{Pattern, Role};
 
@@ -187,7 +187,7 @@ impl Pipeline {
             let Some(handler) = self.handler(name) else {
                 let known: Vec<_> = self.handlers.iter().map(|(plugin, _)| &*plugin.name).collect();
                 let text = format!("router {} named {name:?}; the tenant's handlers are {known:?}", router.name);
-                return Err(CallError::Fatal(text));
+                return Err(CallError::Failed(router.answered_wrongly(Hook::Route, text)));
             };
             handlers.push(handler.clone());
         }

@@ -37,9 +37,9 @@ pub enum Ended {
 /// What happened in a step.
 #[derive(Debug, Clone, Serialize, Default)]
 pub struct Happened {
-    /// Which, from 1.
+    /// Which, from 1; 0: somebody comes in before the first.
     pub step: usize,
-    /// Where it is in the file.
+    /// Where it is in the file; of 0 the first step is.
     pub line: usize,
     /// What was done, for people.
     pub what: String,

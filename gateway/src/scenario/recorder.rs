@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,11 +41,14 @@ pub(super) struct Recorder {
     recorded: Mutex<Recorded>,
     /// So many commits that rest on something are still to meet a change.
     to_meet: Mutex<u32>,
+    /// Is what plugins read not to be had?
+    is_away: AtomicBool,
 }
 
 impl Recorder {
     pub(super) fn new(inner: Arc<EmbeddedEngine>) -> Arc<Recorder> {
-        Arc::new(Recorder { inner, recorded: Mutex::default(), to_meet: Mutex::default() })
+        let (recorded, to_meet, is_away) = Default::default();
+        Arc::new(Recorder { inner, recorded, to_meet, is_away })
     }
 
     /// Takes what was recorded.
@@ -55,6 +59,18 @@ impl Recorder {
     /// So many commits are to meet a change from now on; answers how many were still to meet one.
     pub(super) fn meet(&self, conflicts: u32) -> u32 {
         std::mem::replace(&mut self.to_meet.lock(), conflicts)
+    }
+
+    /// From now on, is what plugins read not to be had?
+    pub(super) fn set_away(&self, is_away: bool) {
+        self.is_away.store(is_away, Ordering::Release);
+    }
+
+    fn here(&self) -> Answer<()> {
+        match self.is_away.load(Ordering::Acquire) {
+            true => Err(EngineError::Unavailable("as the scenario has it".into())),
+            false => Ok(()),
+        }
     }
 
     /// The key that has changed, if one is to have.
@@ -111,10 +127,12 @@ impl Engine for Recorder {
     }
 
     async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Answer<Vec<Option<Versioned>>> {
+        self.here()?;
         self.inner.read(tenant, keys).await
     }
 
     async fn list_keys(&self, tenant: &TenantId, prefix: &str, after: Option<&str>, limit: usize) -> Answer<KeyPage> {
+        self.here()?;
         self.inner.list_keys(tenant, prefix, after, limit).await
     }
 
@@ -147,10 +165,12 @@ impl Engine for Recorder {
     }
 
     async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Answer<Vec<Member>> {
+        self.here()?;
         self.inner.members(tenant, room, limit).await
     }
 
     async fn count(&self, tenant: &TenantId, room: &Room) -> Answer<usize> {
+        self.here()?;
         self.inner.count(tenant, room).await
     }
 

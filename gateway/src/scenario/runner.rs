@@ -112,10 +112,11 @@ impl Runner {
             plugin: tested.name.clone(),
             passed: false,
             steps: Vec::new(),
-            differences: stage.enter_all(scenario).await?,
+            differences: Vec::new(),
             memory_bytes_max: scenario.call_limits.memory_bytes,
             measured: Measured { cpu_us: 0, memory_peak_bytes: 0 },
         };
+        (played.steps, played.differences) = stage.enter_all(scenario).await?;
         let mut kept = BTreeMap::new();
         for (index, step) in scenario.steps.iter().enumerate() {
             if !played.differences.is_empty() {
@@ -139,7 +140,9 @@ async fn play(
     kept: &mut BTreeMap<String, Value>,
 ) -> Result<(Happened, Vec<Difference>), RunnerError> {
     let happened = Happened { step: number, line: step.line, ..Happened::default() };
+    stage.recorder.set_away(step.unavailable);
     let (happened, unmet) = stage.perform(happened, &step.action, step.conflicts, kept).await?;
+    stage.recorder.set_away(false);
     let difference = |aspect, expected: Value, is: Value| Difference {
         step: number,
         line: step.line,

@@ -13,35 +13,40 @@ use super::stage::Stage;
 use super::{Action, Scenario, TIMERS_PER_ADVANCE_MAX};
 use crate::commit::{Commit, CommitId, Effect, Grant, Millis, StateKey, Who};
 use crate::decision::farewell::Farewell;
+use crate::decision::verdict::Verdict;
 use crate::decision::{Accepted, Decided, Input, Undecided};
 use crate::engine::Engine as _;
 use crate::event::{Event, Payload};
 use crate::room::Room;
 use crate::tenant::Limits;
-use crate::timers::Verdict;
 
 /// What a connection that a handler ends is told.
 const ENDED_BY_A_HANDLER: &str = "disconnected";
 
 impl Stage {
-    /// Brings in those who are there from the beginning; answers who was not let in.
-    pub(super) async fn enter_all(&mut self, scenario: &Scenario) -> Result<Vec<Difference>, RunnerError> {
-        let mut refused = Vec::new();
+    /// Brings in those who are there from the beginning; answers what came of that, and who was not let in.
+    pub(super) async fn enter_all(
+        &mut self,
+        scenario: &Scenario,
+    ) -> Result<(Vec<Happened>, Vec<Difference>), RunnerError> {
+        let line = scenario.steps.first().map_or(1, |step| step.line);
+        let (mut all, mut refused) = (Vec::new(), Vec::new());
         for (user, namespace) in scenario.present() {
-            self.happened = Happened::default();
-            let ended = self.connect(&user, &namespace).await?;
-            if ended != Ended::Ok {
+            let before = Happened { line, ..Happened::default() };
+            let (happened, _) = self.perform(before, &Action::Connect { user, namespace }, 0, &BTreeMap::new()).await?;
+            if happened.ended != Ended::Ok {
                 refused.push(Difference {
                     step: 0,
-                    line: scenario.steps.first().map_or(1, |step| step.line),
-                    what: format!("{user} comes in before the first step; give a step `connect` where that is tried"),
+                    line,
+                    what: format!("{} before the first step; `connect` is the step for trying that", happened.what),
                     aspect: "ended",
                     expected: "ok".into(),
-                    happened: json!(ended),
+                    happened: json!(happened.ended),
                 });
             }
+            all.push(happened);
         }
-        Ok(refused)
+        Ok((all, refused))
     }
 
     /// Does what a step says; answers what happened, and how many of the wanted conflicts nothing met.
@@ -116,7 +121,7 @@ impl Stage {
         self.decide(Input::Event { event: &event, may_publish: &may_publish }).await
     }
 
-    pub(super) async fn connect(&mut self, user: &str, namespace: &Arc<str>) -> Result<Ended, RunnerError> {
+    async fn connect(&mut self, user: &str, namespace: &Arc<str>) -> Result<Ended, RunnerError> {
         if self.members.find(user, namespace).is_some() {
             return Ok(impossible(format!("{user} is connected to {namespace} already")));
         }
@@ -324,7 +329,7 @@ fn inside(args: &Value) -> String {
 }
 
 /// Milliseconds as people say them.
-pub(super) fn duration(ms: Millis) -> String {
+pub fn duration(ms: Millis) -> String {
     const UNITS: [(&str, Millis); 4] = [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)];
     match UNITS.iter().find(|(_, unit)| ms >= *unit && ms.is_multiple_of(*unit)) {
         Some((name, unit)) => format!("{} {name}", ms / unit),

@@ -22,6 +22,7 @@ fn every_command_explains_itself_with_an_example() {
         &["check", "--help"],
         &["token", "--help"],
         &["plugin", "build", "--help"],
+        &["plugin", "test", "--help"],
         &["plugin", "push", "--help"],
         &["plugin", "logs", "--help"],
         &["tenant", "create", "--help"],

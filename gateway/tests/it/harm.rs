@@ -16,8 +16,8 @@ fn each_kind_of_harm_is_stopped_by_its_own_limit_and_the_socket_stays_up() {
         ("loop", json!({}), "call_limits.cpu_ms"),
         ("memory", json!({}), "call_limits.memory_bytes"),
         ("flood", json!({}), "call_limits.host_calls"),
-        ("trap", json!({}), "trap"),
-        ("stack", json!({}), "trap"),
+        ("trap", json!({}), "its log says why"),
+        ("stack", json!({}), "its log says why"),
     ] {
         let answer = ws.request("bob", event, data);
         assert_eq!(answer["error"]["code"], "plugin_failed", "{event}: {answer}");

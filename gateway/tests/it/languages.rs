@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use postern::cli::plugin_build::{BuildError, BuildOptions, Component, build};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::admin::{done, node, operate};
 use crate::plugin_test::{scenarios_of_the_page, tested};
@@ -103,6 +103,15 @@ fn the_examples_come_to_what_their_scenarios_say() {
     assert_eq!(told.code, Some(0), "{told:?}");
 }
 
+/// The id of the input in what a client is told of a failure: that, and nothing of the plugin's own.
+fn input_of(answer: &Value) -> String {
+    assert_eq!(answer["error"]["code"], "plugin_failed", "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    let (told, input) = message.trim_end_matches(')').split_once(" (input ").unwrap();
+    assert!(told.ends_with("failed in events.handle: its log says why"), "{message}");
+    input.to_owned()
+}
+
 #[test]
 fn a_plugin_in_javascript_filters_a_chat_and_mutes_who_insists() {
     let component = example(WORD_FILTER);
@@ -137,14 +146,14 @@ fn a_plugin_in_javascript_filters_a_chat_and_mutes_who_insists() {
     io.event("asha", "chat_unmuted");
     assert_eq!(send(&mut io, "asha", "general", "back again"), json!({ "text": "back again" }));
 
-    // What nobody expected names itself, its file and its line.
+    // What nobody expected names itself, its file and its line in the log, where the client's id finds it.
     io.join_socketio(&node, "meera", "mistaken", &member("mistaken", "meera"));
     let failed = send(&mut io, "meera", "general", "hello");
-    assert_eq!(failed["error"]["code"], "plugin_failed");
-    let message = failed["error"]["message"].as_str().unwrap();
-    assert!(message.contains("`strikes`") && message.contains("src/rules.js:"), "{message}");
+    let input = input_of(&failed);
     let (log, _) = done(&node, &["plugin", "logs", "word-filter", "--tenant", "mistaken"]);
-    assert!(log.contains("`strikes`") && log.contains("src/plugin.js:"), "{log}");
+    let line = log.lines().find(|line| line.contains(&input)).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("`strikes`") && line.contains("src/rules.js:"), "{line}");
+    assert!(log.contains("src/plugin.js:"), "{log}");
 }
 
 #[test]
@@ -183,14 +192,14 @@ fn a_plugin_in_python_holds_a_poll_until_its_time_is_over() {
     assert_eq!(closed["tally"], json!({ "yes": 1, "no": 1 }));
     assert_eq!(vote(&mut io, "asha", "no")["error"]["code"], "not_found");
 
-    // What nobody expected names itself, its file and its line.
+    // What nobody expected names itself, its file and its line in the log, where the client's id finds it.
     io.join_socketio(&node, "meera", "mistaken", &member("mistaken", "meera"));
     let failed = io.ask("meera", "poll_open", question);
-    assert_eq!(failed["error"]["code"], "plugin_failed");
-    let message = failed["error"]["message"].as_str().unwrap();
-    assert!(message.contains("ValueError") && message.contains("plugin.py:"), "{message}");
+    let input = input_of(&failed);
     let (log, _) = done(&node, &["plugin", "logs", "poll", "--tenant", "mistaken"]);
-    assert!(log.contains("ValueError") && log.contains("handle plugin.py:"), "{log}");
+    let line = log.lines().find(|line| line.contains(&input)).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("ValueError") && line.contains("plugin.py:"), "{line}");
+    assert!(log.contains("handle plugin.py:"), "{log}");
 }
 
 #[test]

@@ -51,6 +51,21 @@ fn a_directory_without_a_plugin_is_named() {
     }
 }
 
+#[test]
+fn what_the_compiler_says_of_a_mistake_is_told_once() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let manifest = "[package]\nname = \"broken\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n[workspace]\n";
+    std::fs::write(dir.path().join("Cargo.toml"), manifest).unwrap();
+    std::fs::create_dir(dir.path().join("src")).unwrap();
+    std::fs::write(dir.path().join("src/lib.rs"), "pub fn door() -> u8 { bell }\n").unwrap();
+    let options = BuildOptions { dirs: vec![dir.path().to_owned()], ..BuildOptions::default() };
+    let mut told = String::new();
+    let error = build(&options, &mut |line| told.extend([line, "\n"])).unwrap_err().to_string();
+    told.push_str(&error);
+    assert_eq!(told.matches("cannot find value `bell`").count(), 1, "{told}");
+    assert!(error.contains("cargo build failed") && error.contains("stands above"), "{error}");
+}
+
 /// A module whose exports `grow`, `size` and `peek` are the instructions of that name.
 fn memory_module(pages: u64, maximum: Option<u64>) -> Vec<u8> {
     let mut types = TypeSection::new();

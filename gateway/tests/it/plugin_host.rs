@@ -171,7 +171,7 @@ async fn a_trap_and_every_failure_leave_nothing() {
         let kind = match name {
             "publish_then_trap" | "trap" => matches!(&error, CallError::Failed(f) if f.kind == FailureKind::Trap),
             "retry" => matches!(&error, CallError::Retry(_)),
-            "fatal" => matches!(&error, CallError::Fatal(_)),
+            "fatal" => matches!(&error, CallError::Failed(failure) if failure.kind == FailureKind::Fatal),
             _ => matches!(&error, CallError::Refused(refusal) if refusal.code == "refused"),
         };
         assert!(kind, "{name}: {error:?}");

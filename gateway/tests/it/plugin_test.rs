@@ -142,7 +142,7 @@ fn every_expectation_that_does_not_hold_is_told_with_the_difference() {
         ("fired", format!("{pass}expect.fired = [\"u\"]"), vec![r#"- "u""#, r#"+ "t""#]),
         ("state", format!("{count}expect.state = {{ n = 2 }}"), vec![r#"- {"n":2}"#, r#"+ {"n":1}"#]),
         ("state_absent", format!("{count}expect.state_absent = [\"n\"]"), vec![r#"+ {"n":1}"#]),
-        ("timers", format!("{timer}expect.timers = {{ t = \"2s\" }}"), vec![r#"- {"t":2000}"#, r#"+ {"t":1000}"#]),
+        ("timers", format!("{timer}expect.timers = {{ t = \"2s\" }}"), vec![r#"- {"t":"2 s"}"#, r#"+ {"t":"1 s"}"#]),
         (
             "logged",
             format!("{}data = {{ n = 1 }}\nexpect.logged = [\"line 1\"]", order("log_flood")),
@@ -342,6 +342,7 @@ fn everything_that_happens_can_be_seen_also_that_a_room_is_empty() {
     );
     told.ends(0);
     for line in [
+        ": ravi comes in\n  published came to watch:1: ",
         "  joined    asha: red\n",
         "  published whispered to red: 1 (ephemeral)\n",
         "  published whispered to rde: 1 (ephemeral) (nobody is in it)\n",
@@ -426,6 +427,71 @@ fn plugins_beside_the_tested_one_are_those_of_a_tenants_file() {
 }
 
 #[test]
+fn a_router_says_which_of_the_plugins_beside_it_sees_an_event() {
+    let harm = components().join("test-harm.wasm");
+    let mut files = Files::new();
+    files.add(
+        "routes",
+        &format!(
+            r#"
+            [settings.routes]
+            count = "one"
+            refuse = ["other", "one"]
+            note = "broadcast"
+            [users.asha]
+            [[plugins]]
+            name = "one"
+            role = "handler"
+            component = {harm:?}
+            [[plugins]]
+            name = "other"
+            role = "handler"
+            component = {harm:?}
+            [[steps]]
+            user = "asha"
+            event = "count"
+            expect.reply = 1
+            [[steps]]
+            user = "asha"
+            event = "note"
+            data = "hello"
+            expect.published = [{{ room = "everyone", event = "note", data = "hello" }}]
+            [[steps]]
+            user = "asha"
+            event = "refuse"
+            expect.refused = "refused"
+            [[steps]]
+            user = "asha"
+            event = "trap"
+            expect.refused = "unknown_event"
+            "#
+        ),
+    );
+    files.run("event-routing", &[]).ends(0);
+}
+
+#[test]
+fn a_component_can_be_told_that_the_state_is_not_there() {
+    let told = harm(
+        &scenario(
+            r#"
+            [[steps]]
+            user = "asha"
+            event = "count"
+            unavailable = true
+            expect = { failed = "engine_unavailable", state_absent = ["n"] }
+            [[steps]]
+            user = "asha"
+            event = "count"
+            expect.reply = 1
+            "#,
+        ),
+        &[],
+    );
+    told.ends(0);
+}
+
+#[test]
 fn who_comes_and_goes_is_told_to_handlers_that_want_to_know() {
     let told = harm(
         &scenario(
@@ -460,7 +526,7 @@ fn who_comes_and_goes_is_told_to_handlers_that_want_to_know() {
     // As what it exports first.
     let mut files = Files::new();
     files.add("refused", "[users.refused-connect]\n[[steps]]\nadvance = \"1s\"\n");
-    files.run("test-harm", &[]).ends(1).says("refused-connect comes in before the first step");
+    files.run("test-harm", &[]).ends(1).says("refused-connect comes in before the first step; `connect` is the step");
 }
 
 #[test]
@@ -501,6 +567,10 @@ fn what_cannot_be_tested_says_why() {
     tested(&[&harm]).ends(64).says("there is no scenario; write tests/NAME.scenario.toml");
     let no_plugin = Path::new(&path("text.wasm")).parent().unwrap().display().to_string();
     tested(&[&no_plugin]).ends(1).says("is no plugin");
+    let twice = path("twice.scenario.toml");
+    std::fs::write(&twice, "[[steps]]\nadvance = \"1s\"\n").unwrap();
+    let told = tested(&[&harm, "--role", "handler", "--scenario", &twice, "--scenario", &twice]);
+    told.ends(2).says("another scenario of the run has the same name");
     let small = "[call_limits]\nmemory_bytes = 65536\n[[steps]]\nadvance = \"1s\"\n";
     let told = self::harm(small, &[]);
     told.ends(2).says("it starts with");

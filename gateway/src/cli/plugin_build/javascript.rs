@@ -90,9 +90,7 @@ pub(super) fn build(dir: &Path, out: Option<&Path>, progress: &mut dyn FnMut(&st
     }
     progress(&format!("{name}: making a component with {TOOL}"));
     let bytes = componentize(&shop, &name, &entry, &world)?;
-    let component = output::write(&out, &name, &made_of, &bytes)?;
-    progress(&format!("{}: {} bytes", component.path.display(), component.bytes));
-    Ok(component)
+    output::write(&out, &name, &made_of, &bytes)
 }
 
 fn read(dir: &Path) -> Result<Manifest, BuildError> {

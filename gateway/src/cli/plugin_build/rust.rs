@@ -28,9 +28,7 @@ pub(super) fn build(
     for plugin in &plugins {
         let module = modules.get(&plugin.manifest).ok_or_else(|| plugin.no_plugin("cargo made no wasm file of it"))?;
         let out = out.map_or_else(|| output::default_dir(&plugin.dir), Path::to_owned);
-        let component = componentize(&plugin.name, module, &out)?;
-        progress(&format!("{}: {} bytes", component.path.display(), component.bytes));
-        components.push(component);
+        components.push(componentize(&plugin.name, module, &out)?);
     }
     Ok(components)
 }
@@ -134,7 +132,13 @@ fn compile(
                 modules.insert(message.manifest_path, module);
             }
         };
-        run::run(cargo, &mut collect, progress)?;
+        run::run(cargo, &mut collect, progress).map_err(|error| match error {
+            // All that cargo said went to `progress` already.
+            BuildError::Program { program, why, .. } => {
+                BuildError::Program { program, why, output: "what it said stands above".into() }
+            }
+            other => other,
+        })?;
     }
     Ok(modules)
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::output::line;
 use super::super::remote::plain;
-use crate::scenario::{ANY, Difference, Ended, Happened, Played, fits_named};
+use crate::scenario::{ANY, Difference, Ended, Happened, Played, duration, fits_named};
 
 /// Prints a scenario: a line, and what was expected otherwise; with `all` everything that happened.
 pub(super) fn played(played: &Played, all: bool) {
@@ -16,7 +16,7 @@ pub(super) fn played(played: &Played, all: bool) {
         }
     }
     let Played { scenario, plugin, steps, measured, memory_bytes_max, .. } = played;
-    let count = steps.len();
+    let count = steps.iter().filter(|step| step.step > 0).count();
     let steps = if count == 1 { "step" } else { "steps" };
     let (cpu, peak, max) =
         (tenths(measured.cpu_us, 1_000), measured.memory_peak_bytes as u64, *memory_bytes_max as u64);
@@ -41,7 +41,7 @@ fn difference(played: &Played, one: &Difference) {
     let Difference { step, line: at, what, aspect, expected, happened } = one;
     let place = if *step == 0 { String::new() } else { format!("step {step}: ") };
     line(&plain(&format!("{}:{at}: {place}{what}: {aspect}", played.file)));
-    let (expected, happened) = (items(expected), items(happened));
+    let (expected, happened) = (items(&in_words(aspect, expected)), items(&in_words(aspect, happened)));
     // What is as expected is shown once.
     let same = |expected: &Value, is: &Value| expected == is || (expected.is_object() && fits_named(expected, is));
     for index in 0..expected.len().max(happened.len()) {
@@ -52,6 +52,17 @@ fn difference(played: &Played, one: &Difference) {
                 is.iter().for_each(|value| marked('+', value));
             }
         }
+    }
+}
+
+/// Times of timers as people say them.
+fn in_words(aspect: &str, value: &Value) -> Value {
+    match value {
+        Value::Object(timers) if aspect == "timers" => {
+            let words = |ms: &Value| ms.as_u64().map_or_else(|| ms.clone(), |ms| duration(ms).into());
+            timers.iter().map(|(name, ms)| (name.clone(), words(ms))).collect()
+        }
+        value => value.clone(),
     }
 }
 
@@ -75,7 +86,8 @@ fn marked(mark: char, value: &Value) {
 
 /// All of a step.
 fn happened(played: &Played, step: &Happened) {
-    line(&plain(&format!("{}:{}: step {}: {}", played.file, step.line, step.step, step.what)));
+    let place = if step.step == 0 { String::new() } else { format!("step {}: ", step.step) };
+    line(&plain(&format!("{}:{}: {place}{}", played.file, step.line, step.what)));
     match &step.ended {
         Ended::Ok => {}
         Ended::Refused { code, message } => told("refused", &format!("{code}: {message}")),
@@ -107,7 +119,7 @@ fn happened(played: &Played, step: &Happened) {
 
 fn timers(timers: &BTreeMap<String, u64>) {
     for (name, ms) in timers {
-        told("timer", &format!("{name} in {} s", tenths(*ms, 1_000)));
+        told("timer", &format!("{name} in {}", duration(*ms)));
     }
 }
 

@@ -68,7 +68,6 @@ impl Verdict {
     pub(super) fn of<T>(result: &Result<T, CallError>) -> Verdict {
         match result {
             Ok(_) | Err(CallError::Refused(_) | CallError::Retry(_)) => Verdict::Worked,
-            Err(CallError::Fatal(_)) => Verdict::Broke,
             Err(CallError::Failed(failure)) => match failure.kind {
                 FailureKind::Internal | FailureKind::NotExported => Verdict::Unclear,
                 _ => Verdict::Broke,

@@ -138,7 +138,7 @@ impl Plugin {
     }
 
     fn failure(&self, hook: Hook, kind: FailureKind, message: String) -> CallError {
-        CallError::Failed(Failure { plugin: self.name.clone(), hook, kind, message })
+        CallError::Failed(Failure { plugin: self.name.clone(), hook, kind, message, input: None })
     }
 
     fn exports(&self, hook: Hook) -> bool {
@@ -165,7 +165,7 @@ impl Plugin {
         if !self.exports(hook) {
             return Err(self.failure(hook, FailureKind::NotExported, "the component does not export this".into()));
         }
-        let Some(tenants) = tx.peek().map(|work| work.limits.clone()) else {
+        let Some((tenants, input_id)) = tx.peek().map(|work| (work.limits.clone(), work.invocation.id.clone())) else {
             return Err(self.failure(hook, FailureKind::Internal, "an earlier call was abandoned".into()));
         };
         let limits = self.own_limits.within(&tenants);
@@ -174,14 +174,20 @@ impl Plugin {
         let result = self.admitted(tx, hook, namespace, input, &limits).await.and_then(|answer| {
             check(answer, &limits).map_err(|message| self.failure(hook, FailureKind::BadAnswer, message))
         });
-        if let Err(error @ (CallError::Failed(_) | CallError::Fatal(_))) = &result {
-            self.share.journal.add_failure(&self.source(hook), error.word(), &error.to_string());
-        }
+        let result = match result {
+            Err(CallError::Failed(failure)) => {
+                let input = Some(input_id).filter(|_| hook != Hook::Describe);
+                let failure = Failure { input, ..failure };
+                self.share.journal.add_failure(&self.source(hook), failure.kind.word(), &failure.to_string());
+                Err(CallError::Failed(failure))
+            }
+            result => result,
+        };
         if let Some(turned) = pass.and_then(|pass| pass.end(Verdict::of(&result), &limits.breaker)) {
             self.tell(hook, turned);
         }
         self.metering.call(hook, result.as_ref().map_or_else(CallError::word, |_| "ok"), begun.elapsed());
-        self.account.call(matches!(result, Err(CallError::Failed(_) | CallError::Fatal(_))));
+        self.account.call(matches!(result, Err(CallError::Failed(_))));
         result
     }
 
@@ -301,9 +307,24 @@ impl Plugin {
     /// What this plugin did in a call that ended well would leave more than its tenant may keep: told where its
     /// failures are told. It opens no breaker, for the same hook may be what cleans up.
     pub fn went_over(&self, hook: Hook, over: &OverQuota) -> Failure {
-        let failure = Failure { plugin: self.name.clone(), hook, kind: FailureKind::Quota, message: over.to_string() };
+        let failure = Failure {
+            plugin: self.name.clone(),
+            hook,
+            kind: FailureKind::Quota,
+            message: over.to_string(),
+            input: None,
+        };
         self.share.journal.add_failure(&self.source(hook), failure.kind.word(), &failure.to_string());
         self.metering.went_over(over.kind);
+        self.account.failed();
+        failure
+    }
+
+    /// What it answered in a call that ended well cannot be: told where its failures are told.
+    pub fn answered_wrongly(&self, hook: Hook, message: String) -> Failure {
+        let kind = FailureKind::BadAnswer;
+        let failure = Failure { plugin: self.name.clone(), hook, kind, message, input: None };
+        self.share.journal.add_failure(&self.source(hook), failure.kind.word(), &failure.to_string());
         self.account.failed();
         failure
     }

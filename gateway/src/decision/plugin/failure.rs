@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::commit::Millis;
+use crate::commit::{CommitId, Millis};
 use crate::event::Refusal;
 
 /// The function of a component that is called.
@@ -77,10 +77,7 @@ pub enum CallError {
     /// The component asks to be called again later.
     #[error("to be tried again later: {0}")]
     Retry(String),
-    /// The component says that the input or itself is broken.
-    #[error("failed for good: {0}")]
-    Fatal(String),
-    /// The component broke down or broke a limit. Counts against it.
+    /// The component broke down, broke a limit, or said that it is broken. Counts against it.
     #[error("{0}")]
     Failed(Failure),
     /// It was not called: too much is going on. Names the limit and the setting.
@@ -112,11 +109,40 @@ pub struct Failure {
     /// For the tenant's developer: names the limit, the value and the setting where there is one.
     /// Without control characters.
     pub message: String,
+    /// The input that it was called for (`invocation.id`), where it was called for one.
+    pub input: Option<CommitId>,
+}
+
+impl Failure {
+    /// As clients and back ends are told: what is the component's own (its words, names of its functions, what it
+    /// answered) is for the tenant's log, where the input's id finds it.
+    pub fn told(&self) -> String {
+        let own_words = match self.kind {
+            FailureKind::CpuTime
+            | FailureKind::WallTime
+            | FailureKind::Memory
+            | FailureKind::HostCalls
+            | FailureKind::Output
+            | FailureKind::NotExported
+            | FailureKind::Quota => return self.to_string(),
+            FailureKind::Stack => "its calls nest too deeply",
+            FailureKind::Trap
+            | FailureKind::Fatal
+            | FailureKind::Start
+            | FailureKind::BadAnswer
+            | FailureKind::Internal => "its log says why",
+        };
+        Failure { message: own_words.into(), ..self.clone() }.to_string()
+    }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "plugin `{}` failed in {}: {}", self.plugin, self.hook.name(), self.message)
+        write!(f, "plugin `{}` failed in {}: {}", self.plugin, self.hook.name(), self.message)?;
+        match &self.input {
+            Some(id) => write!(f, " (input {})", id.as_str()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -127,6 +153,8 @@ impl std::error::Error for Failure {}
 pub enum FailureKind {
     /// It trapped: a panic, a division by zero, an access out of bounds.
     Trap,
+    /// It said that it, or the input, is broken: `fatal` of the contract, or an error that it did not catch.
+    Fatal,
     /// It computed longer than `call_limits.cpu_ms`.
     CpuTime,
     /// It took longer than `call_limits.wall_ms`, waiting included.
@@ -156,6 +184,7 @@ impl FailureKind {
     pub fn word(self) -> &'static str {
         match self {
             FailureKind::Trap => "trap",
+            FailureKind::Fatal => "fatal",
             FailureKind::CpuTime => "cpu_time",
             FailureKind::WallTime => "wall_time",
             FailureKind::Memory => "memory",
@@ -177,7 +206,6 @@ impl CallError {
         match self {
             CallError::Refused(_) => "refused",
             CallError::Retry(_) => "retry",
-            CallError::Fatal(_) => "fatal",
             CallError::Failed(failure) => failure.kind.word(),
             CallError::Overloaded(_) => "overloaded",
             CallError::EngineUnavailable(_) => "engine_unavailable",
@@ -213,6 +241,35 @@ pub(super) fn tame(text: &str, bytes_max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clients_are_told_of_limits_but_nothing_in_the_components_own_words() {
+        let failure = |kind| Failure {
+            plugin: "door".into(),
+            hook: Hook::Handle,
+            kind,
+            message: "password=hunter2".into(),
+            input: Some("i1".into()),
+        };
+        let own = [
+            FailureKind::Trap,
+            FailureKind::Fatal,
+            FailureKind::Start,
+            FailureKind::BadAnswer,
+            FailureKind::Stack,
+            FailureKind::Internal,
+        ];
+        for kind in own {
+            let told = failure(kind).told();
+            assert!(!told.contains("hunter2") && told.contains("`door`") && told.ends_with("(input i1)"), "{told}");
+        }
+        let limit = Failure { message: "call_limits.cpu_ms = 50".into(), ..failure(FailureKind::CpuTime) };
+        assert_eq!(limit.told(), "plugin `door` failed in events.handle: call_limits.cpu_ms = 50 (input i1)");
+        assert_eq!(
+            failure(FailureKind::Trap).to_string(),
+            "plugin `door` failed in events.handle: password=hunter2 (input i1)"
+        );
+    }
 
     #[test]
     fn a_components_text_cannot_break_a_log_line_nor_be_longer_than_allowed() {

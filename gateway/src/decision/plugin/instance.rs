@@ -176,7 +176,7 @@ pub(super) async fn run(
     drop(tenant_place);
     let result = match end {
         Ok(Ok(Ok(answer))) => Ok(answer),
-        Ok(Ok(Err(ending))) => Err(said(ending)),
+        Ok(Ok(Err(ending))) => Err(said(&call, ending)),
         Ok(Err(error)) => Err(broke(&call, &limits, started, &error)),
         Err(_) => Err(too_late(&call, &limits, wall)),
     };
@@ -226,16 +226,17 @@ fn too_late(call: &Call, limits: &CallLimits, wall: Duration) -> CallError {
     }
 }
 
-fn said(ending: Ending) -> CallError {
+fn said(call: &Call, ending: Ending) -> CallError {
     match ending {
         Ending::Refused(refusal) => CallError::Refused(refusal),
         Ending::Retry(text) => CallError::Retry(tame(&text, MESSAGE_BYTES_MAX)),
-        Ending::Fatal(text) => CallError::Fatal(tame(&text, MESSAGE_BYTES_MAX)),
+        Ending::Fatal(text) => failed(call, FailureKind::Fatal, tame(&text, MESSAGE_BYTES_MAX)),
     }
 }
 
 pub(super) fn failed(call: &Call, kind: FailureKind, message: String) -> CallError {
-    CallError::Failed(Failure { plugin: call.source.plugin.clone(), hook: call.source.hook, kind, message })
+    let plugin = call.source.plugin.clone();
+    CallError::Failed(Failure { plugin, hook: call.source.hook, kind, message, input: None })
 }
 
 /// What a broken call is to be called.
