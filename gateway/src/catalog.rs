@@ -21,6 +21,7 @@ use crate::room::Room;
 use crate::tenant::TenantId;
 
 mod audit;
+mod collecting;
 mod follower;
 mod keys;
 mod plugins;
@@ -33,7 +34,8 @@ mod tokens;
 mod usage;
 
 pub use audit::{AUDIT_KEPT_MS, AuditRecord};
-pub use follower::CatalogFollower;
+pub use collecting::COMPONENTS_KEPT_MS;
+pub use follower::{CatalogFollower, FIRST_LOOK_MAX};
 pub use plugins::{AddedVersion, PREVIOUS_KEPT_MAX};
 pub use record::{
     Canary, Ended, FORMAT, NewVersion, PluginRecord, RECORD_BYTES_MAX, ReadyRecord, Rollout, SHARES, Signature,

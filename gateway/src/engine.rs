@@ -33,6 +33,8 @@
 //! * **Limits are of all nodes.** However many nodes ask at once, no more [`Seat`]s are taken than there may be, and a
 //!   bucket grants no more [`Tokens`] than one minute's worth and what has flowed since. Seats of a node that died count
 //!   until the engine has counted the node as gone.
+//! * **Nothing is left of who is forgotten.** After [`Engine::forget`] no call answers anything of what the tenant had
+//!   besides its values: its next entry is the first of its history, on every node.
 //! * **Tenants are apart.** No call reads, changes or reveals anything of another tenant.
 //!
 //! One suite, `tests/it/engine_suite.rs`, holds every engine to this.
@@ -48,7 +50,7 @@ use tokio::time::Instant;
 
 use crate::client::ConnectionId;
 use crate::commit::{
-    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Version, Versioned,
 };
 use crate::quota::{OverQuota, Stored};
 use crate::room::Room;
@@ -378,11 +380,27 @@ pub trait Engine: Send + Sync + 'static {
     /// now; of tenants that are not named as soon as of the first.
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Result<(), EngineError>;
 
-    /// Stores an artefact under its SHA-256 (64 hexadecimal digits).
+    /// Forgets what a tenant has left besides its values, while the key `guard` has this version: who is registered,
+    /// sessions, seats, timers (also those that were given up), and the log: nothing earlier can be resumed from or is
+    /// history afterwards. Buckets of tokens may stay for their minute. `false`: the guard has another version; what was
+    /// forgotten until then stays so.
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Result<bool, EngineError>;
+
+    /// Stores an artefact under its SHA-256 (64 hexadecimal digits). One that is there is as young as a new one.
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError>;
 
     /// An artefact by its SHA-256.
     async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError>;
+
+    /// Artefacts whose digests begin with a byte and that were neither stored nor [kept](Engine::keep_artifacts) for so
+    /// many milliseconds, the longest first, at most `limit`. Some that an earlier version stored may be left out.
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError>;
+
+    /// Those of these artefacts that are there are as young as new ones. Their digests begin with the same byte.
+    async fn keep_artifacts(&self, digests: &[String]) -> Result<(), EngineError>;
+
+    /// Deletes an artefact, unless it was stored or kept within so many milliseconds. Is it gone?
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError>;
 
     /// Is it able to serve now? For readiness.
     async fn ping(&self) -> Result<(), EngineError>;

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::OnceCell;
+use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
 use crate::client::{ConnectionId, NAMESPACES_MAX, random_id};
@@ -87,6 +88,7 @@ pub struct LiveTenant {
     pub leaving: Leaving,
     /// What was last said about who is where.
     pub snapshots: Snapshots,
+    retired: CancellationToken,
     users: Arc<Mutex<HashMap<Arc<str>, u32>>>,
     rooms: OnceCell<Rooms>,
 }
@@ -111,19 +113,21 @@ impl Gateway {
     }
 
     /// Takes a tenant into service, in place of one of the same name.
-    pub fn serve_tenant(&self, tenant: LiveTenant) {
-        self.serve_again(Arc::new(tenant));
+    pub fn serve_tenant(&self, tenant: LiveTenant) -> Arc<LiveTenant> {
+        let tenant = Arc::new(tenant);
+        self.tenants.write().insert(tenant.id.clone(), tenant.clone());
+        tenant
     }
 
-    /// The same for a tenant that was taken out of service before.
-    pub fn serve_again(&self, tenant: Arc<LiveTenant>) {
-        self.tenants.write().insert(tenant.id.clone(), tenant);
-    }
-
-    /// Takes a tenant out of service; whoever is connected stays until the tenant is told that it is disabled
-    /// ([`LiveTenant::change`]).
+    /// Takes a tenant out of service, for good: the next one of its name is another. Whoever is connected stays until
+    /// the tenant is told that it is disabled ([`LiveTenant::change`]); with the last of them its delivery ends.
     pub fn remove_tenant(&self, id: &TenantId) -> Option<Arc<LiveTenant>> {
-        self.tenants.write().remove(id)
+        let removed = self.tenants.write().remove(id);
+        if let Some(removed) = &removed {
+            removed.retired.cancel();
+            removed.seats.retire();
+        }
+        removed
     }
 
     /// A tenant by name.
@@ -171,6 +175,7 @@ impl LiveTenant {
             user_rates: UserRates::default(),
             api_rates: KeyRates::default(),
             snapshots: Snapshots::default(),
+            retired: CancellationToken::new(),
             users: Arc::default(),
             rooms: OnceCell::new(),
         }
@@ -189,6 +194,11 @@ impl LiveTenant {
     /// Another number whenever settings or keys are others.
     pub fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
+    }
+
+    /// Is it out of service for good? Whoever keeps something of it up to date lets go of it then.
+    pub fn retired(&self) -> &CancellationToken {
+        &self.retired
     }
 
     /// Other settings and keys, from now on. Open connections take the limits that concern them; those whose key is

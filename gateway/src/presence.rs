@@ -132,7 +132,8 @@ fn keep_new(gateway: &Arc<Gateway>, kept: &mut HashMap<TenantId, Weak<LiveTenant
     }
 }
 
-/// Puts the registry right whenever the tenant's log has lost something, until the node stops. What was registered after
+/// Puts the registry right whenever the tenant's log has lost something, until the node stops or the tenant is out of
+/// service: then nobody is to be registered any more. What was registered after
 /// a loss has no entry in the log, and may be lost without one: so now and then, after each outage, and when a commit
 /// met a connection that should be there, the registry is compared with who is connected here.
 async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: Rooms) {
@@ -175,7 +176,11 @@ async fn keep_registered(gateway: Arc<Gateway>, tenant: Arc<LiveTenant>, rooms: 
             }
         }
     };
-    tokio::select! { () = keep => {}, () = gateway.tasks.stopping().cancelled() => {} }
+    tokio::select! {
+        () = keep => {}
+        () = tenant.retired().cancelled() => {}
+        () = gateway.tasks.stopping().cancelled() => {}
+    }
 }
 
 fn audit_time() -> Instant {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::TcpListener;
 
-use crate::catalog::CatalogFollower;
+use crate::catalog::{CatalogFollower, FIRST_LOOK_MAX};
 use crate::config::{Config, Durability};
 use crate::connection::server;
 use crate::decision::pipeline::Pipeline;
@@ -108,7 +108,7 @@ pub async fn run(
     let host = Host::new(settings).map_err(|error| StartError::Host(error.to_string()))?;
     let gateway = Arc::new(Gateway::new(config, engine, host, tasks.clone()));
     load_tenants(&gateway).await?;
-    let catalog = CatalogFollower::start(gateway.clone());
+    let catalog = CatalogFollower::start(gateway.clone(), FIRST_LOOK_MAX);
     let catalog = catalog.await.map_err(|error| StartError::Engine(format!("the catalog cannot be read: {error}")))?;
     for warning in &gateway.config.warnings {
         tracing::warn!("{warning}");
@@ -173,7 +173,7 @@ async fn load_tenants(gateway: &Arc<Gateway>) -> Result<(), StartError> {
     let mut mistakes = Vec::new();
     for tenant in gateway.config.tenants.clone() {
         match live(gateway, tenant).await {
-            Ok(tenant) => gateway.serve_tenant(tenant),
+            Ok(tenant) => drop(gateway.serve_tenant(tenant)),
             Err(mut found) => mistakes.append(&mut found),
         }
     }

@@ -54,6 +54,7 @@ pub struct Seats {
     /// Some were given back.
     changed: Notify,
     is_kept: AtomicBool,
+    retired: CancellationToken,
     /// The most of the tenant that were taken at once on all nodes since somebody asked, as far as this one was told.
     peak: AtomicU32,
 }
@@ -135,6 +136,22 @@ impl Seats {
         self.peak.swap(0, Ordering::Relaxed)
     }
 
+    /// The tenant is out of service for good: with its last client here, nothing is kept up any more.
+    pub fn retire(&self) {
+        self.retired.cancel();
+    }
+
+    /// Is nobody seated, and nothing to be given back? Then whoever takes a seat all the same sees to it that they are
+    /// kept again.
+    fn may_be_left(&self) -> bool {
+        let table = self.table.lock();
+        let may_be = table.held.is_empty() && table.given_back.is_empty();
+        if may_be {
+            self.is_kept.store(false, Ordering::Release);
+        }
+        may_be
+    }
+
     /// Gives back what waits for that; with `all` says which seats this node has, too.
     async fn say(&self, engine: &dyn Engine, tenant: &TenantId, all: bool) -> Result<(), EngineError> {
         let (held, given_back) = {
@@ -177,12 +194,21 @@ async fn ask(whole: &Whole<'_>, seat: &Seat, instead_of: Option<&ConnectionId>) 
     }
 }
 
-/// Gives seats back as clients go, and says now and then which ones there are, until the node stops.
+/// Gives seats back as clients go, and says now and then which ones there are, until the node stops or the last client
+/// of a tenant that is out of service has gone.
 async fn keep(seats: Arc<Seats>, engine: Arc<dyn Engine>, tenant: TenantId, stopping: CancellationToken) {
     let mut health = engine.health(&tenant);
     let mut say_at = Instant::now() + KEEP_EVERY / 2 + jitter(KEEP_EVERY);
+    let mut is_retired = false;
     loop {
+        if is_retired && seats.may_be_left() {
+            return;
+        }
         let all = tokio::select! {
+            () = seats.retired.cancelled(), if !is_retired => {
+                is_retired = true;
+                false
+            }
             () = seats.changed.notified() => Instant::now() >= say_at,
             () = sleep_until(say_at) => true,
             changed = health.changed() => match changed {

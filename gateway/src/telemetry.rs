@@ -113,6 +113,7 @@ fn describe_catalog() {
     );
     describe_counter!("catalog_losses_total", "Times that the catalog had lost records with its engine's data");
     describe_counter!("auto_rollbacks_total", "Versions that kept failing and were rolled back by themselves");
+    describe_counter!("components_collected_total", "Components deleted that no version named any more");
     describe_counter!("rollout_loads_total", "Versions that this node loaded for a roll-out, by outcome");
 }
 

@@ -17,17 +17,23 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::{CatalogError, Changed, Feeder, News, PAGE_MAX};
+use super::{CatalogError, Changed, Feeder, News, TenantPage};
 use crate::gateway::Gateway;
 use crate::tenant::TenantId;
 use breakers::Breakers;
+use collector::Collector;
+use look::{Found, Look};
 use rollouts::Rollouts;
 use tenant::{Synced, TenantState};
+use terms::Terms;
 
 mod breakers;
+mod collector;
+mod look;
 mod rollouts;
 mod shelf;
 mod tenant;
+mod terms;
 
 /// How often everything is looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
@@ -44,10 +50,22 @@ const TICK: Duration = Duration::from_millis(200);
 /// Tenants that are brought up to date at the same time: of those that are served already, and of the others.
 const SYNCING_MAX: usize = 16;
 
-/// How long the first look may take before the node starts without.
-const FIRST_LOOK_MAX: Duration = Duration::from_secs(120);
+/// Tenants whose settings and keys are put into force at the same time, ahead of their components.
+const HURRYING_MAX: usize = 16;
+
+/// How long the first look may take before the node starts without those that are still being loaded.
+pub const FIRST_LOOK_MAX: Duration = Duration::from_secs(120);
 
 type Syncing = Pin<Box<dyn Future<Output = (TenantState, Synced)> + Send>>;
+type Hurrying = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Counting = Pin<Box<dyn Future<Output = Result<u64, CatalogError>> + Send>>;
+
+/// One that is being brought up to date.
+struct Busy {
+    /// Was it served already?
+    is_served: bool,
+    terms: Arc<Terms>,
+}
 
 /// See the [module's text](self).
 pub struct CatalogFollower {
@@ -56,18 +74,24 @@ pub struct CatalogFollower {
     /// Those that rest; the others are being brought up to date.
     resting: HashMap<TenantId, TenantState>,
     syncing: FuturesUnordered<Syncing>,
-    /// Those that are being brought up to date; `true`: they were served already.
-    busy: HashMap<TenantId, bool>,
+    /// Those that are being brought up to date.
+    busy: HashMap<TenantId, Busy>,
     /// To be brought up to date, in this order, each once.
     due: VecDeque<TenantId>,
     /// The same of those that are served already: they go first.
     due_served: VecDeque<TenantId>,
     /// All that are in one of these lines.
     queued: HashSet<TenantId>,
+    /// Those of the served ones that do not wait for that with their settings and keys, in this order, each once.
+    urgent: VecDeque<TenantId>,
+    /// The same.
+    is_urgent: HashSet<TenantId>,
+    hurrying: FuturesUnordered<Hurrying>,
     /// To be tried again.
     later: HashMap<TenantId, Instant>,
     rollouts: Rollouts,
     breakers: Breakers,
+    collector: Collector,
     /// How many changes there had been at the last look through everything.
     changes_seen: Option<u64>,
     /// How many there have been at least, news included: fewer means that the catalog was lost.
@@ -76,20 +100,24 @@ pub struct CatalogFollower {
     changes_heard: bool,
     /// Has something of the log been missed since then?
     missed: bool,
-    sweep_at: Instant,
+    look_at: Instant,
+    look: Option<Look>,
+    counting: Option<Counting>,
     /// Tenants that are written in files as well, and were told of.
     shadowed: HashSet<TenantId>,
 }
 
 impl CatalogFollower {
-    /// Brings everything up to date once. What cannot be served does not hinder the start.
+    /// Brings everything up to date once. What cannot be served does not hinder the start, nor what is not there after
+    /// `first_look_max`.
     ///
     /// # Errors
     /// When the catalog cannot be read at all.
-    pub async fn start(gateway: Arc<Gateway>) -> Result<CatalogFollower, CatalogError> {
+    pub async fn start(gateway: Arc<Gateway>, first_look_max: Duration) -> Result<CatalogFollower, CatalogError> {
         let mut follower = CatalogFollower {
             rollouts: Rollouts::new(gateway.clone()),
             breakers: Breakers::new(gateway.clone()),
+            collector: Collector::new(gateway.clone()),
             gateway,
             feeder: None,
             resting: HashMap::new(),
@@ -98,17 +126,24 @@ impl CatalogFollower {
             due: VecDeque::new(),
             due_served: VecDeque::new(),
             queued: HashSet::new(),
+            urgent: VecDeque::new(),
+            is_urgent: HashSet::new(),
+            hurrying: FuturesUnordered::new(),
             later: HashMap::new(),
             changes_seen: None,
             changes_most: 0,
             changes_heard: false,
-            missed: false,
-            sweep_at: Instant::now() + SWEEP_EVERY,
+            missed: true,
+            look_at: Instant::now() + SWEEP_EVERY,
+            look: None,
+            counting: None,
             shadowed: HashSet::new(),
         };
-        // Followed first: what changes while the records are read is heard of.
-        follower.feeder = Some(follower.gateway.catalog.follow().await?);
-        follower.sweep(true).await?;
+        follower.begin_look();
+        while let Some(mut look) = follower.look.take() {
+            let found = look.next().await?;
+            follower.found(look, found);
+        }
         let all = async {
             while !follower.queued.is_empty() || !follower.syncing.is_empty() {
                 follower.begin();
@@ -117,7 +152,7 @@ impl CatalogFollower {
                 }
             }
         };
-        if tokio::time::timeout(FIRST_LOOK_MAX, all).await.is_err() {
+        if tokio::time::timeout(first_look_max, all).await.is_err() {
             tracing::warn!(
                 left = follower.busy.len() + follower.queued.len(),
                 "tenants of the catalog are still being loaded"
@@ -139,7 +174,11 @@ impl CatalogFollower {
                 Some((state, synced)) = self.syncing.next() => self.ended(state, synced),
                 () = self.rollouts.next() => {}
                 () = self.breakers.next() => {}
-                _ = tick.tick() => self.on_tick().await,
+                () = self.collector.next() => {}
+                Some(()) = self.hurrying.next() => {}
+                found = found(&mut self.look) => self.looked(found),
+                changes = counted(&mut self.counting) => self.counted(changes),
+                _ = tick.tick() => self.on_tick(),
             }
         }
     }
@@ -147,7 +186,7 @@ impl CatalogFollower {
     fn heard(&mut self, news: Option<Vec<News>>) {
         let Some(news) = news else {
             self.feeder = None;
-            self.sweep_at = Instant::now();
+            self.look_at = Instant::now();
             return;
         };
         for news in news {
@@ -161,116 +200,136 @@ impl CatalogFollower {
                 News::Lost => {
                     // How many changes there had been stays known: it tells a loss of the catalog from a loss of its log.
                     self.missed = true;
-                    self.sweep_at = Instant::now();
+                    self.look_at = Instant::now();
                 }
             }
         }
     }
 
-    async fn on_tick(&mut self) {
+    fn on_tick(&mut self) {
         let now = Instant::now();
         self.rollouts.on_tick(now);
+        self.collector.on_tick(now, || !self.resting.values().any(|state| state.lost));
         let due: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
             self.later.remove(&id);
             self.dirty(id);
         }
-        if self.changes_heard
-            && let Ok(changes) = self.gateway.catalog.changes().await
-        {
+        if self.changes_heard && self.counting.is_none() {
             self.changes_heard = false;
-            self.changes_most = self.changes_most.max(changes);
+            let catalog = self.gateway.catalog.clone();
+            self.counting = Some(Box::pin(async move { catalog.changes().await }));
         }
-        if self.sweep_at > now {
-            return;
-        }
-        self.sweep_at = now + SWEEP_EVERY;
-        if let Err(error) = self.look().await {
-            tracing::warn!(%error, "the catalog cannot be looked through now");
-            self.sweep_at = Instant::now() + ERROR_REST;
+        if self.look_at <= now && self.look.is_none() {
+            self.begin_look();
         }
     }
 
-    async fn look(&mut self) -> Result<(), CatalogError> {
-        if self.feeder.is_none() {
-            self.feeder = Some(self.gateway.catalog.follow().await?);
-            // Until everything was looked through, however often that fails.
-            self.missed = true;
-        }
-        self.sweep(self.missed).await?;
-        self.missed = false;
-        Ok(())
-    }
-
-    fn dirty(&mut self, id: TenantId) {
-        if !self.queued.insert(id.clone()) {
-            return;
-        }
-        let is_served = self.busy.get(&id).copied().unwrap_or_default();
-        if is_served || self.resting.get(&id).is_some_and(TenantState::is_served) {
-            self.due_served.push_back(id);
-        } else {
-            self.due.push_back(id);
+    fn counted(&mut self, changes: Result<u64, CatalogError>) {
+        match changes {
+            Ok(changes) => self.changes_most = self.changes_most.max(changes),
+            Err(_) => self.changes_heard = true,
         }
     }
 
-    /// Looks through all tenants, if anything has changed since the last time.
-    async fn sweep(&mut self, anyway: bool) -> Result<(), CatalogError> {
+    /// Begins to look through all tenants. Followed first: what changes while the records are read is heard of.
+    fn begin_look(&mut self) {
+        self.look_at = Instant::now() + SWEEP_EVERY;
+        // Until everything was looked through, however often that fails.
+        self.missed |= self.feeder.is_none();
+        let anyway = std::mem::take(&mut self.missed);
+        self.look = Some(Look::begin(&self.gateway.catalog, self.feeder.is_some(), anyway));
+    }
+
+    fn looked(&mut self, found: Result<Found, CatalogError>) {
+        let Some(look) = self.look.take() else { return };
+        match found {
+            Ok(found) => self.found(look, found),
+            Err(error) => {
+                tracing::warn!(%error, "the catalog cannot be looked through now");
+                self.missed |= look.anyway;
+                self.look_at = Instant::now() + ERROR_REST;
+            }
+        }
+    }
+
+    /// Goes on with a look, or ends it.
+    fn found(&mut self, mut look: Look, found: Found) {
         let catalog = self.gateway.catalog.clone();
-        let changes = catalog.changes().await?;
-        if !anyway && self.changes_seen == Some(changes) {
-            return Ok(());
-        }
-        // The catalog was lost with its engine's data: what was served goes on.
-        let lost = changes < self.changes_most;
-        let mut there = HashSet::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = catalog.tenants(after.as_deref(), PAGE_MAX).await?;
-            for record in page.tenants {
-                let state = self.resting.get_mut(&record.name);
-                let current = state.is_some_and(|state| {
-                    // It is there again: from now on its deletion counts.
-                    state.lost = false;
-                    state.is_at(&record)
-                });
-                if !current {
-                    self.dirty(record.name.clone());
+        match found {
+            Found::Followed(feeder) => {
+                self.feeder = Some(feeder);
+                look.count(&catalog);
+            }
+            Found::Changes(changes) => {
+                if look.anyway || self.changes_seen != Some(changes) {
+                    // The catalog was lost with its engine's data: what was served goes on.
+                    (look.changes, look.lost) = (changes, changes < self.changes_most);
+                    look.page(&catalog, None);
                 }
-                there.insert(record.name);
             }
-            for (id, why) in page.unreadable {
-                tracing::error!(tenant = %id, why, "a tenant's record cannot be read: what was served goes on");
-                catalog.trouble(&id, vec![why]);
-                there.insert(id);
-            }
-            after = page.next;
-            if after.is_none() {
-                break;
-            }
+            Found::Page(page) => match self.take_page(&mut look, page) {
+                Some(next) => look.page(&catalog, Some(next)),
+                None => self.end_look(&look),
+            },
         }
-        let gone: Vec<_> = self.resting.keys().filter(|id| !there.contains(*id)).cloned().collect();
-        if lost {
+        if !look.is_over() {
+            self.look = Some(look);
+        }
+    }
+
+    /// Answers what the next page comes after.
+    fn take_page(&mut self, look: &mut Look, page: TenantPage) -> Option<String> {
+        for record in page.tenants {
+            let state = self.resting.get_mut(&record.name);
+            let current = state.is_some_and(|state| {
+                // It is there again: from now on its deletion counts.
+                state.lost = false;
+                state.is_at(&record)
+            });
+            if !current {
+                self.dirty(record.name.clone());
+            }
+            look.there.insert(record.name);
+        }
+        for (id, why) in page.unreadable {
+            tracing::error!(tenant = %id, why, "a tenant's record cannot be read: what was served goes on");
+            self.gateway.catalog.trouble(&id, vec![why]);
+            look.there.insert(id);
+        }
+        page.next
+    }
+
+    fn end_look(&mut self, look: &Look) {
+        let gone: Vec<_> = self.resting.keys().filter(|id| !look.there.contains(*id)).cloned().collect();
+        if look.lost {
             metrics::counter!("catalog_losses_total").increment(1);
             tracing::error!(
                 tenants = gone.len(),
                 "the catalog has lost records with its engine's data: tenants that \
                 are not in it any more are served as they were until this node stops"
             );
-            for id in gone {
-                if let Some(state) = self.resting.get_mut(&id) {
-                    state.lost = true;
-                }
-            }
-        } else {
-            for id in gone {
-                if self.resting.get(&id).is_some_and(|state| !state.lost) {
-                    self.dirty(id);
-                }
+        }
+        for id in gone {
+            let Some(state) = self.resting.get_mut(&id) else { continue };
+            state.lost |= look.lost;
+            if !state.lost {
+                self.dirty(id);
             }
         }
-        (self.changes_seen, self.changes_most) = (Some(changes), changes);
-        Ok(())
+        self.changes_seen = Some(look.changes);
+        self.changes_most = if look.lost { look.changes } else { self.changes_most.max(look.changes) };
+    }
+
+    fn dirty(&mut self, id: TenantId) {
+        let busy = self.busy.get(&id).is_some_and(|busy| busy.is_served);
+        let is_served = busy || self.resting.get(&id).is_some_and(TenantState::is_served);
+        if is_served && self.is_urgent.insert(id.clone()) {
+            self.urgent.push_back(id.clone());
+        }
+        if self.queued.insert(id.clone()) {
+            if is_served { &mut self.due_served } else { &mut self.due }.push_back(id);
+        }
     }
 
     /// Begins to bring tenants up to date, as many as may be at the same time, each once; first those that are served.
@@ -279,11 +338,28 @@ impl CatalogFollower {
         self.due_served = self.begin_some(due, true);
         let due = std::mem::take(&mut self.due);
         self.due = self.begin_some(due, false);
+        self.hurry();
+    }
+
+    /// Those of the served ones that could not begin are held to what their records say all the same.
+    fn hurry(&mut self) {
+        while self.hurrying.len() < HURRYING_MAX {
+            let Some(id) = self.urgent.pop_front() else { break };
+            self.is_urgent.remove(&id);
+            // It has begun since, and reads what is written now.
+            if !self.queued.contains(&id) {
+                continue;
+            }
+            let resting = || self.resting.get(&id).map(|state| &state.terms);
+            if let Some(terms) = self.busy.get(&id).map(|busy| &busy.terms).or_else(resting) {
+                self.hurrying.push(Box::pin(terms.clone().hurry(self.gateway.clone(), id)));
+            }
+        }
     }
 
     /// Answers those that wait. Looks at no more of them than there are places, and at those that are busy.
     fn begin_some(&mut self, mut due: VecDeque<TenantId>, served: bool) -> VecDeque<TenantId> {
-        let mut places = SYNCING_MAX.saturating_sub(self.busy.values().filter(|busy| **busy == served).count());
+        let mut places = SYNCING_MAX.saturating_sub(self.busy.values().filter(|busy| busy.is_served == served).count());
         let mut wait = Vec::new();
         while places > 0 {
             let Some(id) = due.pop_front() else { break };
@@ -300,8 +376,8 @@ impl CatalogFollower {
                 continue;
             }
             places -= 1;
-            self.busy.insert(id.clone(), served);
-            let state = self.resting.remove(&id).unwrap_or_else(|| TenantState::new(id));
+            let state = self.resting.remove(&id).unwrap_or_else(|| TenantState::new(id.clone()));
+            self.busy.insert(id, Busy { is_served: served, terms: state.terms.clone() });
             self.syncing.push(Box::pin(state.sync(self.gateway.clone())));
         }
         for id in wait.into_iter().rev() {
@@ -317,9 +393,6 @@ impl CatalogFollower {
             Synced::Gone => {
                 self.rollouts.forget(&id);
                 self.gateway.catalog.trouble(&id, Vec::new());
-                if state.is_worth_keeping() {
-                    self.resting.insert(id, state);
-                }
             }
             Synced::Done { rollouts } => {
                 state.failures = 0;
@@ -341,6 +414,22 @@ impl CatalogFollower {
             }
         }
     }
+}
+
+/// What the present step of a look finds; never, while nothing is looked through.
+async fn found(look: &mut Option<Look>) -> Result<Found, CatalogError> {
+    match look {
+        Some(look) => look.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How many changes there have been; never, while nobody counts them.
+async fn counted(counting: &mut Option<Counting>) -> Result<u64, CatalogError> {
+    let Some(future) = counting else { return std::future::pending().await };
+    let changes = future.await;
+    *counting = None;
+    changes
 }
 
 /// The next news; never, while nothing is followed.

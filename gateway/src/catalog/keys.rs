@@ -18,6 +18,8 @@ use crate::commit::StateKey;
 use crate::tenant::TenantId;
 
 pub(super) const TENANTS: &str = "/tenant/";
+/// The plugins of all tenants.
+pub(super) const PLUGINS: &str = "/plugin/";
 pub(super) const TOKENS: &str = "/token/";
 pub(super) const AUDIT: &str = "/audit/";
 /// How many changes of tenants and plugins there have been.
@@ -33,11 +35,11 @@ pub(super) fn gone(tenant: &TenantId) -> StateKey {
 }
 
 pub(super) fn plugins(tenant: &TenantId) -> String {
-    format!("/plugin/{tenant}/")
+    format!("{PLUGINS}{tenant}/")
 }
 
 pub(super) fn plugin(tenant: &TenantId, plugin: &str) -> StateKey {
-    StateKey::stored(&format!("/plugin/{tenant}/{plugin}"))
+    StateKey::stored(&format!("{PLUGINS}{tenant}/{plugin}"))
 }
 
 pub(super) fn ready_reports(tenant: &TenantId, plugin: &str, rollout: &str) -> String {

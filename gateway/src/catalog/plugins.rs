@@ -182,6 +182,7 @@ impl Catalog {
             let found = self.find(tenant, name).await?;
             let plugin = found.plugin.clone().ok_or_else(|| no_plugin(name))?;
             if let Some(version) = same_version(&plugin, &new) {
+                self.look_again(tenant).await?;
                 return Ok(AddedVersion { version: version.clone(), existed: true });
             }
             let number = plugin.versions.iter().map(|version| version.version).max().unwrap_or(0) + 1;
@@ -191,6 +192,13 @@ impl Catalog {
                 return Ok(AddedVersion { version, existed: false });
             }
         }
+    }
+
+    /// Has every node look at a tenant although its records are as they were: a component that was missing is there.
+    async fn look_again(&self, tenant: &TenantId) -> Result<(), CatalogError> {
+        let mut draft = self.draft();
+        draft.tell(&Changed::Tenant { tenant: tenant.clone() });
+        draft.commit().await.map(drop)
     }
 
     /// A plugin with one version more; of those that nothing needs the oldest go, as many as must.

@@ -27,6 +27,17 @@ const PURGE_COMMITS_MAX: usize = 5_000;
 /// as they name the tenant that they were made for.
 const TOKENS_DELETED_MAX: usize = 400;
 
+/// How often deleting what is left begins anew, because others do the same.
+const GUARDS_MAX: usize = 16;
+
+/// How long a guard that nobody takes away stays, in milliseconds: a minute.
+const GUARD_MS: Millis = 60_000;
+
+/// In the deleted tenant's own values, as one of the gateway's.
+fn guard_key() -> StateKey {
+    StateKey::of("_gone", "guard")
+}
+
 /// That a tenant was deleted: whoever has its name next is not to find what it had stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct GoneRecord {
@@ -71,6 +82,12 @@ impl Catalog {
         self.draft().get(keys::tenant(id)).await
     }
 
+    /// Was the tenant that was made then deleted? A record that is missing may also be lost with the engine's data.
+    pub(super) async fn was_deleted(&self, id: &TenantId, created_ms: Millis) -> Result<bool, CatalogError> {
+        let mark = self.draft().get::<GoneRecord>(keys::gone(id)).await?;
+        Ok(mark.is_some_and(|mark| mark.at_ms >= created_ms))
+    }
+
     /// A tenant with all its plugins, as they were at one moment.
     pub async fn whole(&self, id: &TenantId) -> Result<Option<(TenantRecord, Vec<PluginRecord>)>, CatalogError> {
         let mut all = vec![keys::tenant(id)];
@@ -100,6 +117,7 @@ impl Catalog {
         loop {
             tries.next().await?;
             let mut draft = self.draft();
+            let mut had_left = false;
             let before: Option<TenantRecord> = draft.get(keys::tenant(id)).await?;
             let after = match (change(before.clone())?, &before) {
                 (None, None) => return Ok(None),
@@ -121,6 +139,7 @@ impl Catalog {
                         // under it is of a tenant that some node has in a file.
                         if let Some((_, mark)) = draft.get_versioned::<GoneRecord>(keys::gone(id)).await? {
                             self.purge(id, &mark, PURGE_COMMITS_MAX).await?;
+                            had_left = true;
                             draft.delete(keys::gone(id));
                         }
                         draft.add(StateKey::stored(keys::TENANT_COUNT), 1);
@@ -134,6 +153,9 @@ impl Catalog {
             draft.audit(by, Some(id), what, "", before.as_ref(), after.as_ref())?;
             draft.tell(&Changed::Tenant { tenant: id.clone() });
             if draft.commit().await? {
+                if had_left && let Err(error) = self.unguard(id).await {
+                    tracing::warn!(tenant = %id, %error, "whoever deletes what the former tenant has left is not stopped");
+                }
                 if after.is_none()
                     && let Err(error) = self.purge_deleted(id).await
                 {
@@ -152,25 +174,42 @@ impl Catalog {
         }
     }
 
-    /// Deletes what the plugins of a deleted tenant have stored, while its name is marked with `mark`: as soon as
-    /// somebody has the name anew, nothing more.
+    /// Deletes what a deleted tenant has left, while its name is marked with `mark`: as soon as somebody has the name
+    /// anew, nothing more.
     ///
-    /// Each commit rests on the values as they were before the mark was looked at. Whoever made the tenant meanwhile had
-    /// deleted all of them, so a commit that comes too late meets none of them and is not done.
+    /// What its plugins have stored goes in commits that rest on the values as they were before the mark was looked at.
+    /// Whoever made the tenant meanwhile had deleted all of them, so a commit that comes too late meets none of them and
+    /// is not done. The rest goes only while a key of the tenant's own, the guard, is as it was written before the mark
+    /// was looked at; whoever makes the tenant [takes the guard away](Catalog::unguard).
     async fn purge(&self, id: &TenantId, mark: &Version, commits_max: usize) -> Result<(), CatalogError> {
+        self.purge_values(id, mark, commits_max).await?;
+        for _ in 0..GUARDS_MAX {
+            let version = self.guard(id).await?;
+            if !self.is_marked(id, mark).await? {
+                return self.unguard(id).await;
+            }
+            if self.engine().forget(id, &guard_key(), &version).await? {
+                return self.unguard(id).await;
+            }
+        }
+        let what = "others delete what the tenant that had this name before has left; try again";
+        Err(CatalogError::Conflict(what.into()))
+    }
+
+    async fn purge_values(&self, id: &TenantId, mark: &Version, commits_max: usize) -> Result<(), CatalogError> {
         for _ in 0..commits_max {
-            let page = self.engine().list_keys(id, "", None, PURGED_AT_ONCE).await?;
-            if page.keys.is_empty() {
+            let mut keys = self.engine().list_keys(id, "", None, PURGED_AT_ONCE).await?.keys;
+            keys.retain(|key| *key != guard_key());
+            if keys.is_empty() {
                 return Ok(());
             }
-            let found = self.engine().read(id, &page.keys).await?;
-            let marked = self.read(&[keys::gone(id)]).await?.pop().and_then(|(_, found)| found);
-            if marked.is_none_or(|marked| marked.version != *mark) {
+            let found = self.engine().read(id, &keys).await?;
+            if !self.is_marked(id, mark).await? {
                 return Ok(());
             }
-            let reads = page.keys.iter().cloned().zip(found.into_iter().map(|found| found.map(|found| found.version)));
+            let reads = keys.iter().cloned().zip(found.into_iter().map(|found| found.map(|found| found.version)));
             let reads = reads.collect();
-            let writes = page.keys.into_iter().map(|key| (key, Write::Delete)).collect();
+            let writes = keys.into_iter().map(|key| (key, Write::Delete)).collect();
             let commit = Commit { reads, writes, ..Commit::new(CommitId::random()) };
             if let Outcome::Conflict(_) = self.engine().commit(id, Arc::new(commit)).await? {
                 tracing::debug!(tenant = %id, "somebody else deletes or writes what a deleted tenant has stored");
@@ -178,6 +217,30 @@ impl Catalog {
         }
         let (what, limit) = ("keys of the tenant that had this name before", commits_max * PURGED_AT_ONCE);
         Err(CatalogError::Limit { what, value: limit + 1, limit })
+    }
+
+    async fn is_marked(&self, id: &TenantId, mark: &Version) -> Result<bool, CatalogError> {
+        let marked = self.read(&[keys::gone(id)]).await?.pop().and_then(|(_, found)| found);
+        Ok(marked.is_some_and(|marked| marked.version == *mark))
+    }
+
+    /// Writes the guard. Answers its version.
+    async fn guard(&self, id: &TenantId) -> Result<Version, CatalogError> {
+        self.write_guard(id, Write::Put { value: "1".into(), ttl_ms: Some(GUARD_MS) }).await?;
+        let found = self.engine().read(id, &[guard_key()]).await?.pop().flatten();
+        let gone = || CatalogError::Conflict("somebody makes the same tenant; try again".into());
+        found.map(|found| found.version).ok_or_else(gone)
+    }
+
+    /// Whoever still deletes what the former tenant of this name has left, is stopped.
+    async fn unguard(&self, id: &TenantId) -> Result<(), CatalogError> {
+        self.write_guard(id, Write::Delete).await
+    }
+
+    async fn write_guard(&self, id: &TenantId, write: Write) -> Result<(), CatalogError> {
+        let commit = Commit { writes: vec![(guard_key(), write)], ..Commit::new(CommitId::random()) };
+        self.engine().commit(id, Arc::new(commit)).await?;
+        Ok(())
     }
 
     /// Settings that are as they were are not judged again: what a later version finds wrong with them must not hinder

@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::store::{Due, Opened, Store, engine_error};
 use self::stream::Streams;
-use self::writer::{BuryJob, CommitJob, Job, QUEUED_JOBS_MAX, Writer};
+use self::writer::{BuryJob, CommitJob, ForgetJob, Job, QUEUED_JOBS_MAX, Writer};
 use super::log::Limits;
 use super::{
     DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
@@ -36,7 +36,7 @@ use super::{
 };
 use crate::client::ConnectionId;
 use crate::commit::{
-    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Version, Versioned,
 };
 use crate::quota::Stored;
 use crate::room::Room;
@@ -473,6 +473,11 @@ impl Engine for EmbeddedEngine {
         Ok(())
     }
 
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Result<bool, EngineError> {
+        let (tenant, guard, version) = (tenant.clone(), guard.clone(), version.clone());
+        self.ask(|answer| Job::Forget(Box::new(ForgetJob { tenant, guard, version, answer }))).await?
+    }
+
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {
         if bytes.len() > ARTIFACT_BYTES_MAX {
             let why = format!("an artefact has at most {ARTIFACT_BYTES_MAX} bytes, this one has {}", bytes.len());
@@ -485,6 +490,21 @@ impl Engine for EmbeddedEngine {
     async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError> {
         let digest = digest.to_owned();
         self.aside(move |shared| shared.store.artifact(&digest).map_err(engine_error)).await
+    }
+
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError> {
+        let before = self.now().saturating_sub(age_ms);
+        self.aside(move |shared| shared.store.old_artifacts(first, before, limit).map_err(engine_error)).await
+    }
+
+    async fn keep_artifacts(&self, digests: &[String]) -> Result<(), EngineError> {
+        let (digests, now) = (digests.to_vec(), self.now());
+        self.aside(move |shared| shared.store.keep_artifacts(&digests, now).map_err(engine_error)).await
+    }
+
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError> {
+        let (digest, before) = (digest.to_owned(), self.now().saturating_sub(age_ms));
+        self.aside(move |shared| shared.store.delete_artifact(&digest, before).map_err(engine_error)).await
     }
 
     async fn ping(&self) -> Result<(), EngineError> {

@@ -76,6 +76,11 @@ impl Log {
         }
     }
 
+    /// Drops everything; what comes goes on behind the top.
+    pub(super) fn clear(&mut self) {
+        *self = Log::after(self.top.next(), self.limits);
+    }
+
     /// Drops what is too old.
     pub(super) fn trim(&mut self, now: Millis) {
         while self.entries.front().is_some_and(|entry| entry.at + self.limits.age_max_ms < now) {

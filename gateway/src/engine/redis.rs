@@ -5,11 +5,13 @@
 //! connections are supervised here (`link`, `subscriptions`), a pair for each master that there is (`router`); a
 //! message on the channel that does not follow the one before is answered by reading the log (`follow`).
 
+mod artifacts;
 mod backoff;
 mod cluster;
 mod commit;
 mod dial;
 mod follow;
+mod forgetting;
 mod frame;
 mod keys;
 mod link;
@@ -413,12 +415,7 @@ impl Engine for RedisEngine {
     }
 
     async fn session(&self, tenant: &TenantId, session: &str) -> Result<Option<SessionRecord>, EngineError> {
-        if session.len() > SESSION_NAME_BYTES_MAX {
-            return Ok(None);
-        }
-        let record: Option<Vec<u8>> =
-            self.ask(tenant, ::redis::cmd("GET").arg(TenantKeys::of(tenant).session(session))).await?;
-        record.as_deref().map(frame::decode_session).transpose()
+        self.session_record(tenant, session).await
     }
 
     async fn members(&self, tenant: &TenantId, room: &Room, limit: usize) -> Result<Vec<Member>, EngineError> {
@@ -530,20 +527,29 @@ impl Engine for RedisEngine {
         self.nodes.retire(after_ms).await
     }
 
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Result<bool, EngineError> {
+        self.forget_all(tenant, guard, version).await
+    }
+
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Result<(), EngineError> {
-        let key = keys::artifact(digest).ok_or_else(|| no_digest(digest))?;
-        let link = self.router.to_key(&key).link().await?;
-        let mut command = ::redis::cmd("SET");
-        command.arg(key).arg(&*bytes).arg("NX");
-        command.exec_async(&mut link.bulk_connection()).await.map_err(|e| link.write_error(&e))
+        self.store_artifact(digest, bytes).await
     }
 
     async fn artifact(&self, digest: &str) -> Result<Option<Bytes>, EngineError> {
-        let Some(key) = keys::artifact(digest) else { return Ok(None) };
-        let link = self.router.to_key(&key).link().await?;
-        let answer: Result<Option<Vec<u8>>, _> =
-            ::redis::cmd("GET").arg(key).query_async(&mut link.bulk_connection()).await;
-        Ok(answer.map_err(|e| link.read_error(&e))?.map(Bytes::from))
+        self.stored_artifact(digest).await
+    }
+
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError> {
+        self.untouched(first, age_ms, limit).await
+    }
+
+    async fn keep_artifacts(&self, digests: &[String]) -> Result<(), EngineError> {
+        let digests: Vec<_> = digests.iter().map(String::as_str).collect();
+        self.touch(&digests, true).await
+    }
+
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError> {
+        self.drop_artifact(digest, age_ms).await
     }
 
     async fn ping(&self) -> Result<(), EngineError> {
@@ -607,8 +613,4 @@ fn text(value: Value) -> Result<String, EngineError> {
 fn number(value: Value) -> Result<u64, EngineError> {
     let text = text(value)?;
     text.parse().map_err(|_| EngineError::Corrupt(format!("Redis answered {text:?} where a number was expected")))
-}
-
-fn no_digest(digest: &str) -> EngineError {
-    EngineError::Corrupt(format!("{digest:?} is no SHA-256 in 64 lower-case hexadecimal digits"))
 }

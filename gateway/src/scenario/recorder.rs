@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::client::ConnectionId;
 use crate::commit::{
-    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Version, Versioned,
 };
 use crate::engine::embedded::EmbeddedEngine;
 use crate::engine::{
@@ -240,12 +240,28 @@ impl Engine for Recorder {
         self.inner.retire(after_ms).await
     }
 
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Answer<bool> {
+        self.inner.forget(tenant, guard, version).await
+    }
+
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Answer<()> {
         self.inner.put_artifact(digest, bytes).await
     }
 
     async fn artifact(&self, digest: &str) -> Answer<Option<Bytes>> {
         self.inner.artifact(digest).await
+    }
+
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Answer<Vec<String>> {
+        self.inner.old_artifacts(first, age_ms, limit).await
+    }
+
+    async fn keep_artifacts(&self, digests: &[String]) -> Answer<()> {
+        self.inner.keep_artifacts(digests).await
+    }
+
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Answer<bool> {
+        self.inner.delete_artifact(digest, age_ms).await
     }
 
     async fn ping(&self) -> Answer<()> {

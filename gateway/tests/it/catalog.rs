@@ -4,3 +4,4 @@ mod follower;
 mod load;
 mod site;
 mod store;
+mod troubles;

@@ -15,6 +15,7 @@ use postern::event::Payload;
 use postern::room::Room;
 use postern::tenant::TenantId;
 
+pub(crate) mod forgetting;
 pub(crate) mod log;
 pub(crate) mod people;
 pub(crate) mod shared_limits;
@@ -98,6 +99,10 @@ macro_rules! engine_suite {
                 keys_are_listed_in_order_page_by_page,
                 tenants_are_apart,
             }
+            crate::engine_suite::cases! { $fixture, forgetting:
+                what_a_tenant_has_left_is_forgotten_and_of_nobody_else,
+                nothing_is_forgotten_when_the_guard_has_changed,
+            }
             crate::engine_suite::cases! { $fixture, timers:
                 timers_fire_when_they_are_due_earliest_first,
                 a_claimed_timer_is_leased,
@@ -139,6 +144,7 @@ macro_rules! engine_suite {
                 a_session_goes_on_when_its_connection_is_registered_again_after_a_loss,
                 sessions_of_tenants_are_apart,
                 an_artifact_is_found_by_its_digest,
+                an_artifact_is_deleted_only_when_nobody_stored_or_kept_it_for_long,
                 a_running_engine_says_that_it_is_ready,
             }
             crate::engine_suite::cases! { $fixture, shared_limits:

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::shelf::{Key, Shelf};
+use super::terms::{InForce, Terms, read};
 use crate::catalog::{CatalogError, PluginRecord, Rollout, TenantRecord, VersionRecord};
 use crate::commit::Millis;
-use crate::config::{Mistakes, tenant_from_json};
 use crate::decision::pipeline::{Pipeline, Unavailable};
 use crate::decision::plugin::Plugin;
 use crate::decision::token::Verifier;
@@ -24,8 +22,8 @@ pub(super) struct TenantState {
     created_ms: Option<Millis>,
     live: Option<Arc<LiveTenant>>,
     shelf: Arc<Shelf>,
-    /// Settings as they were taken last.
-    settings: Option<(Value, bool)>,
+    /// What its clients are held to.
+    pub(super) terms: Arc<Terms>,
     /// How often in a row it could not be brought up to date.
     pub(super) failures: u32,
     /// Its record was lost, not deleted.
@@ -69,7 +67,7 @@ impl TenantState {
             created_ms: None,
             live: None,
             shelf: Arc::default(),
-            settings: None,
+            terms: Arc::default(),
             failures: 0,
             lost: false,
         }
@@ -80,83 +78,93 @@ impl TenantState {
         self.at == Some(place(record))
     }
 
-    /// A tenant that was taken out of service and has followers of its log keeps them while anybody of it is here.
-    pub(super) fn is_worth_keeping(&self) -> bool {
-        self.live.as_ref().is_some_and(|live| {
-            live.handed_out().is_some() && (live.connections.taken() > 0 || !live.leaving.is_empty())
-        })
-    }
-
     /// Does it have clients, or may it? What is changed for those does not wait for tenants that are only just loaded.
     pub(super) fn is_served(&self) -> bool {
         self.live.is_some()
     }
 
     pub(super) async fn sync(mut self, gateway: Arc<Gateway>) -> (TenantState, Synced) {
-        let synced = match gateway.catalog.whole(&self.id).await {
-            Ok(Some((record, plugins))) => self.bring(&gateway, record, plugins).await,
-            Ok(None) if self.lost => Synced::Done { rollouts: Vec::new() },
+        let terms = self.terms.clone();
+        // What is read is put into force before anybody reads again.
+        let mut in_force = terms.0.lock().await;
+        let (record, plugins) = match gateway.catalog.whole(&self.id).await {
+            Ok(Some(found)) => found,
             Ok(None) => {
-                self.take_out(&gateway).await;
-                Synced::Gone
+                let synced = self.missing(&gateway, &mut in_force).await;
+                return (self, synced);
             }
             Err(error) => {
                 let again = matches!(error, CatalogError::Engine(_));
-                Synced::Failed { why: vec![error.to_string()], again, rollouts: None }
+                return (self, Synced::Failed { why: vec![error.to_string()], again, rollouts: None });
             }
         };
-        (self, synced)
-    }
-
-    async fn take_out(&mut self, gateway: &Gateway) {
-        self.at = None;
-        self.created_ms = None;
-        self.settings = None;
-        self.shelf.keep(|_| false);
-        let Some(live) = gateway.remove_tenant(&self.id) else { return };
-        // Its clients are told.
-        let tenant = Tenant { disabled: true, ..Tenant::clone(&live.settings()) };
-        let auth = tenant.auth.clone();
-        if let Ok(verifier) = Verifier::new(&self.id, &auth) {
-            live.change(tenant, verifier).await;
-        }
-        live.pipeline.store(Arc::default());
-        tracing::info!(tenant = %self.id, "a tenant was deleted");
-    }
-
-    async fn bring(&mut self, gateway: &Arc<Gateway>, record: TenantRecord, plugins: Vec<PluginRecord>) -> Synced {
         self.lost = false;
         if self.created_ms.is_some_and(|created| created != record.created_ms) {
             // Deleted and made anew since this node looked: nothing of the former owner stays.
-            self.take_out(gateway).await;
+            self.take_out(&gateway, &mut in_force).await;
         }
-        let settings = Value::Object(record.settings.clone());
-        let tenant = match tenant_from_json(&self.id, &settings, gateway.config.demo) {
-            Ok((tenant, _)) => Tenant { disabled: record.disabled, ..tenant },
-            Err(Mistakes(mistakes)) => {
-                let why = mistakes.iter().map(ToString::to_string).collect();
-                return Synced::Failed { why, again: false, rollouts: None };
-            }
+        let (tenant, verifier) = match read(&gateway, &record) {
+            Ok(read) => read,
+            Err(why) => return (self, Synced::Failed { why, again: false, rollouts: None }),
         };
-        let verifier = match Verifier::new(&self.id, &tenant.auth) {
-            Ok(verifier) => verifier,
-            Err(error) => return Synced::Failed { why: vec![error.to_string()], again: false, rollouts: None },
-        };
-        let settings = (settings, record.disabled);
-        let new = match &self.live {
-            Some(live) => {
-                if self.settings.as_ref() != Some(&settings) {
-                    // Who is disabled, or has lost a key, does not stay for as long as components compile.
-                    live.change(tenant.clone(), verifier).await;
-                }
+        let new = match &mut *in_force {
+            Some(in_force) => {
+                // Who is disabled, or has lost a key, does not stay for as long as components compile.
+                in_force.change(&record, tenant.clone(), verifier).await;
                 None
             }
             None => Some(verifier),
         };
-        self.settings = Some(settings);
+        drop(in_force);
+        let synced = self.bring(&gateway, record, plugins, tenant, new).await;
+        (self, synced)
+    }
+
+    /// There is no record of it: it was deleted, unless it was lost with the engine's data.
+    async fn missing(&mut self, gateway: &Gateway, in_force: &mut Option<InForce>) -> Synced {
+        if self.lost {
+            match self.was_deleted(gateway).await {
+                Ok(true) => {}
+                Ok(false) => return Synced::Done { rollouts: Vec::new() },
+                Err(error) => return Synced::Failed { why: vec![error.to_string()], again: true, rollouts: None },
+            }
+        }
+        self.take_out(gateway, in_force).await;
+        Synced::Gone
+    }
+
+    async fn was_deleted(&self, gateway: &Gateway) -> Result<bool, CatalogError> {
+        match self.created_ms {
+            Some(created_ms) => gateway.catalog.was_deleted(&self.id, created_ms).await,
+            None => Ok(true),
+        }
+    }
+
+    async fn take_out(&mut self, gateway: &Gateway, in_force: &mut Option<InForce>) {
+        self.at = None;
+        self.created_ms = None;
+        self.shelf.keep(|_| false);
+        if self.live.take().is_some() {
+            gateway.remove_tenant(&self.id);
+        }
+        let Some(mut in_force) = in_force.take() else { return };
+        // What its clients leave behind is nothing for the handlers of the next tenant of this name.
+        in_force.live.pipeline.store(Arc::default());
+        in_force.disable().await;
+        tracing::info!(tenant = %self.id, "a tenant was deleted");
+    }
+
+    async fn bring(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        record: TenantRecord,
+        plugins: Vec<PluginRecord>,
+        tenant: Tenant,
+        new: Option<Verifier>,
+    ) -> Synced {
         let (pipeline, troubles) = self.pipeline(gateway, &tenant, &plugins).await;
         self.created_ms = Some(record.created_ms);
-        self.take(gateway, tenant.clone(), new, pipeline);
+        self.take(gateway, &record, tenant.clone(), new, pipeline).await;
         let again = troubles.iter().any(|trouble| trouble.passing.again(self.failures));
         let why: Vec<_> = troubles.into_iter().map(|trouble| trouble.why).collect();
         gateway.catalog.trouble(&self.id, why.clone());
@@ -178,21 +186,22 @@ impl TenantState {
     }
 
     /// Components, from now on, and the tenant with them if it was not served. Whatever runs ends with what it began with.
-    fn take(&mut self, gateway: &Arc<Gateway>, tenant: Tenant, new: Option<Verifier>, pipeline: Pipeline) {
-        match (&self.live, new) {
-            (Some(live), _) => {
-                live.pipeline.store(Arc::new(pipeline));
-                if gateway.tenant(self.id.as_str()).is_none() {
-                    gateway.serve_again(live.clone());
-                }
-            }
-            (None, None) => {}
-            (None, Some(verifier)) => {
-                gateway.serve_tenant(LiveTenant::new(tenant, verifier, pipeline, gateway));
-                self.live = gateway.tenant(self.id.as_str());
-                tracing::info!(tenant = %self.id, "a tenant of the catalog is served");
-            }
+    async fn take(
+        &mut self,
+        gateway: &Arc<Gateway>,
+        record: &TenantRecord,
+        tenant: Tenant,
+        new: Option<Verifier>,
+        pipeline: Pipeline,
+    ) {
+        if let Some(live) = &self.live {
+            return live.pipeline.store(Arc::new(pipeline));
         }
+        let Some(verifier) = new else { return };
+        let live = gateway.serve_tenant(LiveTenant::new(tenant, verifier, pipeline, gateway));
+        *self.terms.0.lock().await = Some(InForce::of(record, live.clone()));
+        self.live = Some(live);
+        tracing::info!(tenant = %self.id, "a tenant of the catalog is served");
     }
 
     /// The pipeline that the records ask for. A plugin whose version cannot be loaded stays as it was; one that was

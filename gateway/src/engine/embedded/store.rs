@@ -9,8 +9,11 @@ use redb::{
     TableDefinition, TableError, WriteTransaction,
 };
 
+mod artifacts;
+mod forgetting;
 mod totals;
 
+pub(super) use self::forgetting::Forgotten;
 use self::totals::{expired, of_cell};
 use super::OpenError;
 use super::writer::BuryJob;
@@ -60,8 +63,6 @@ const DEAD: TableDefinition<'_, u64, DeadCell> = TableDefinition::new("dead_time
 /// tenant → (bytes, keys, timers) that its plugins keep
 const TOTALS: TableDefinition<'_, &str, TotalsCell> = TableDefinition::new("totals");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// SHA-256 → bytes
-const ARTIFACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("artifacts");
 
 pub(super) fn engine_error(error: redb::Error) -> EngineError {
     match error {
@@ -131,7 +132,7 @@ impl Store {
             }
         }
         drop(tables);
-        txn.open_table(ARTIFACTS)?;
+        artifacts::open(&txn)?;
         txn.open_table(DEAD)?;
         txn.commit()?;
         Ok(Opened { store: self, epoch, number, done })
@@ -256,24 +257,6 @@ impl Store {
             }
         }
         Ok(found)
-    }
-
-    /// An artefact's bytes.
-    pub(super) fn artifact(&self, digest: &str) -> Result<Option<Bytes>, redb::Error> {
-        let artifacts = self.db.begin_read()?.open_table(ARTIFACTS)?;
-        Ok(artifacts.get(digest)?.map(|bytes| Bytes::copy_from_slice(bytes.value())))
-    }
-
-    /// Stores an artefact. What is there already has the same bytes.
-    pub(super) fn put_artifact(&self, digest: &str, bytes: &[u8]) -> Result<(), redb::Error> {
-        let txn = self.db.begin_write()?;
-        {
-            let mut artifacts = txn.open_table(ARTIFACTS)?;
-            if artifacts.get(digest)?.is_none() {
-                artifacts.insert(digest, bytes)?;
-            }
-        }
-        Ok(txn.commit()?)
     }
 
     /// For [`judge`] without writing.

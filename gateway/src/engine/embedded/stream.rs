@@ -196,6 +196,16 @@ impl Stream {
         exact
     }
 
+    /// Nothing of what was is known any more. Positions go on where they were.
+    pub(super) fn forget(&self) {
+        let inner = &mut *self.inner.lock();
+        inner.log.clear();
+        inner.moved = inner.log.top();
+        inner.presence = Presence::default();
+        inner.sessions.clear();
+        *self.shared_limits.lock() = SharedLimits::default();
+    }
+
     fn sweep(&self, now: Millis) {
         let mut inner = self.inner.lock();
         inner.log.trim(now);

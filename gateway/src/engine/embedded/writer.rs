@@ -12,9 +12,9 @@ use bytes::Bytes;
 use hashbrown::HashSet;
 use tokio::sync::oneshot;
 
-use super::store::{Stamp, Tables, Verdict, engine_error};
+use super::store::{Forgotten, Stamp, Tables, Verdict, engine_error};
 use super::{Durability, Shared};
-use crate::commit::{Commit, CommitId, Millis, Position};
+use crate::commit::{Commit, CommitId, Millis, Position, StateKey, Version};
 use crate::engine::{DueTimer, EngineError, Outcome};
 use crate::tenant::TenantId;
 
@@ -37,6 +37,7 @@ pub(super) enum Job {
         answer: oneshot::Sender<Result<(), EngineError>>,
     },
     Bury(Box<BuryJob>),
+    Forget(Box<ForgetJob>),
     #[cfg(test)]
     Sweep {
         answer: oneshot::Sender<()>,
@@ -53,6 +54,14 @@ pub(super) struct CommitJob {
 pub(super) struct BuryJob {
     pub(super) timer: DueTimer,
     pub(super) why: String,
+    pub(super) answer: oneshot::Sender<Result<bool, EngineError>>,
+}
+
+/// A tenant of which nothing is to stay, while a key of it has this version.
+pub(super) struct ForgetJob {
+    pub(super) tenant: TenantId,
+    pub(super) guard: StateKey,
+    pub(super) version: Version,
     pub(super) answer: oneshot::Sender<Result<bool, EngineError>>,
 }
 
@@ -102,7 +111,8 @@ impl Writer {
             match next {
                 Job::Commit(commit) => batch.push(commit),
                 Job::Artifact { digest, bytes, answer } => {
-                    let put = self.shared.store.put_artifact(&digest, &bytes).map_err(engine_error);
+                    let put =
+                        self.shared.store.put_artifact(&digest, &bytes, (self.shared.clock)()).map_err(engine_error);
                     let _ = answer.send(put);
                 }
                 Job::Bury(job) => {
@@ -111,6 +121,10 @@ impl Writer {
                         self.shared.leases.lock().settle(&[token]);
                     }
                     let _ = job.answer.send(buried.map(|token| token.is_some()));
+                }
+                Job::Forget(job) => {
+                    let forgotten = self.forget(&job);
+                    let _ = job.answer.send(forgotten);
                 }
                 #[cfg(test)]
                 Job::Sweep { answer } => {
@@ -161,6 +175,23 @@ impl Writer {
             }
             Fate::Done(position) => Ok(Outcome::Committed(position)),
             Fate::Refused(answer) => answer,
+        }
+    }
+
+    /// On the thread of all commits that read or keep something: none of them comes in between.
+    fn forget(&self, job: &ForgetJob) -> Result<bool, EngineError> {
+        loop {
+            let forgotten = self.shared.store.forget_timers(&job.tenant, &job.guard, &job.version);
+            let (tokens, all) = match forgotten.map_err(engine_error)? {
+                Forgotten::Guarded => return Ok(false),
+                Forgotten::Some(tokens) => (tokens, false),
+                Forgotten::All(tokens) => (tokens, true),
+            };
+            self.shared.leases.lock().settle(&tokens);
+            if all {
+                self.shared.streams.of(&job.tenant).forget();
+                return Ok(true);
+            }
         }
     }
 

@@ -7,7 +7,7 @@
 //! | name after `ps:{tag}:{tenant}:` | type | what |
 //! |---|---|---|
 //! | `log` | stream | the commits |
-//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints, `m` where memberships changed last; what plugins keep: `b` bytes, `n` keys, `w` timers |
+//! | `meta` | hash | `e` epoch, `g` generation, `v` version counter, `t` and `c` checkpoints, `m` where memberships changed last, `f` when the tenant was forgotten last; what plugins keep: `b` bytes, `n` keys, `w` timers |
 //! | `ch` | shard channel | the commits, and what is not logged |
 //! | `id:{commit}` | string | the position of an applied commit |
 //! | `k:{key}` | string | a value behind its version |
@@ -33,6 +33,11 @@
 //! |---|---|---|
 //! | `nodes`, `stat` | sorted set, hash | incarnations: when their lease ends; what they say of themselves |
 //! | `dead`, `unfinished` | sorted set, set | those that are gone, since when; those that left connections |
+//!
+//! | name after `ps:{artNN}:` | type | what |
+//! |---|---|---|
+//! | `{digest}` | string | an artefact whose digest begins with the digits `NN` |
+//! | `at` | sorted set | when those were stored or needed last |
 //!
 //! The documented view of who is there, for other programs: see [`view_prefix`].
 
@@ -268,6 +273,16 @@ pub(super) fn parse_timer_member(member: &str) -> Option<(TenantId, TimerKey)> {
 pub(super) fn artifact(digest: &str) -> Option<String> {
     let valid = digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     valid.then(|| format!("ps:{{art{}}}:{digest}", &digest[..2]))
+}
+
+/// When the artefacts were stored or needed last whose digests begin like this one.
+pub(super) fn artifact_times(digest: &str) -> Option<String> {
+    artifact(digest).map(|_| format!("ps:{{art{}}}:at", &digest[..2]))
+}
+
+/// The same, of those that begin with a byte.
+pub(super) fn artifact_times_of(first: u8) -> String {
+    format!("ps:{{art{first:02x}}}:at")
 }
 
 #[cfg(test)]

@@ -70,6 +70,22 @@ script! {
     BURY_TIMER, "stored.lua", "bury_timer.lua"
 }
 script! {
+    /// Forgets what a deleted tenant has left.
+    FORGET, "presence.lua", "forget.lua"
+}
+script! {
+    /// Notes that artefacts are needed now.
+    TOUCH_ARTIFACTS, "touch_artifacts.lua"
+}
+script! {
+    /// Artefacts that were not needed for long.
+    OLD_ARTIFACTS, "old_artifacts.lua"
+}
+script! {
+    /// Deletes one of them.
+    DELETE_ARTIFACT, "delete_artifact.lua"
+}
+script! {
     /// The top of a log.
     TOP, "top.lua"
 }
@@ -104,6 +120,10 @@ pub(super) async fn load_all(connection: &mut MultiplexedConnection) -> Result<(
         &TAKE_SEAT,
         &KEEP_SEATS,
         &TAKE_TOKENS,
+        &FORGET,
+        &TOUCH_ARTIFACTS,
+        &OLD_ARTIFACTS,
+        &DELETE_ARTIFACT,
     ];
     for script in all {
         ::redis::cmd("SCRIPT").arg("LOAD").arg(script.source).exec_async(connection).await?;

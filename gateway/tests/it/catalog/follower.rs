@@ -15,17 +15,17 @@ use crate::support::clients::Clients;
 use crate::support::node::{Node, Settings};
 
 /// Connects a client and waits until it is in; it may have to come again while the node has not heard of the tenant.
-fn join(ws: &mut Clients, url: &str, name: &str, tenant: &str) {
+pub(super) fn join(ws: &mut Clients, url: &str, name: &str, tenant: &str) {
     ws.try_ws(name, url, &token(tenant, name));
     ws.message(name, json!({ "event": "connected" }));
 }
 
-fn version(ws: &mut Clients, name: &str) -> Value {
+pub(super) fn version(ws: &mut Clients, name: &str) -> Value {
     ws.request(name, "version", json!({}))
 }
 
 /// Waits until a connected client is answered by a version.
-fn runs(ws: &mut Clients, name: &str, wanted: &str) {
+pub(super) fn runs(ws: &mut Clients, name: &str, wanted: &str) {
     eventually(&format!("{name} is answered by {wanted}"), || version(ws, name) == wanted);
 }
 
@@ -305,7 +305,7 @@ fn a_tenant_that_wants_signatures_is_served_no_component_without_one() {
     site.stop();
 }
 
-fn write(site: &Site, key: &str, value: &Value) {
+pub(super) fn write(site: &Site, key: &str, value: &Value) {
     let write = (StateKey::of("", key), Write::Put { value: value.to_string().into(), ttl_ms: None });
     let add = (StateKey::of("", "/count/changes"), Write::Add(1));
     let commit = Commit { writes: vec![write, add], ..Commit::new(CommitId::random()) };

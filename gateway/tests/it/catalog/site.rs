@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::support::redis_server::RedisServer;
+use crate::support::staged_engine::{Faults, StagedEngine};
 use crate::support::{SECRET, components};
 
 /// How long a test waits for what must come.
@@ -106,6 +107,31 @@ impl Site {
         site
     }
 
+    /// Nodes on one Redis, each with faults of its own.
+    pub(super) fn on_faulty_redis(nodes: usize) -> (Site, Vec<Arc<Faults>>) {
+        let mut site = Site::without_nodes();
+        let mut all = Vec::new();
+        for _ in 0..nodes {
+            let url = site.redis.as_ref().unwrap().url();
+            let engine = site.runtime.block_on(redis::connect(&url, options())).unwrap();
+            let faults = Arc::new(Faults::default());
+            site.start(StagedEngine::faulty(engine, faults.clone()));
+            all.push(faults);
+        }
+        site.wait_for_nodes(nodes);
+        (site, all)
+    }
+
+    /// One node with faults and with room for one call at a time.
+    pub(super) fn with_room_for_one_call() -> (Site, Arc<Faults>) {
+        let mut site = Site::without_nodes();
+        let url = site.redis.as_ref().unwrap().url();
+        let engine = site.runtime.block_on(redis::connect(&url, options())).unwrap();
+        let faults = Arc::new(Faults::default());
+        site.start_with(StagedEngine::faulty(engine, faults.clone()), |config| config.plugins.instances = 1);
+        (site, faults)
+    }
+
     /// A Redis and a catalog on it.
     pub(super) fn without_nodes() -> Site {
         let runtime = Runtime::new().unwrap();
@@ -120,6 +146,10 @@ impl Site {
     }
 
     fn start(&mut self, engine: Arc<dyn Engine>) {
+        self.start_with(engine, |_| {});
+    }
+
+    fn start_with(&mut self, engine: Arc<dyn Engine>, set: impl FnOnce(&mut config::Config)) {
         let directory = tempfile::tempdir().unwrap();
         let text = |path: &Path| path.display().to_string();
         let flags = BTreeMap::from([
@@ -128,7 +158,8 @@ impl Site {
             ("host", "127.0.0.1".to_owned()),
             ("port", "0".to_owned()),
         ]);
-        let config = config::load(&flags, &BTreeMap::new()).unwrap();
+        let mut config = config::load(&flags, &BTreeMap::new()).unwrap();
+        set(&mut config);
         let (stop, stopped) = oneshot::channel();
         let node = self.runtime.block_on(async {
             let listener = run::bind(&config).await.unwrap();
@@ -219,7 +250,7 @@ impl Site {
     fn put(&self, tenant: &str, name: &str, bytes: Bytes, sign: impl Fn(&str) -> Option<Signature>) -> u64 {
         let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         // As its description says.
-        let events = ["version", "count", "trap"].map(|event| Pattern(event.to_owned())).to_vec();
+        let events = ["version", "count", "trap", "read"].map(|event| Pattern(event.to_owned())).to_vec();
         let new = NewVersion { signature: sign(&digest), digest: digest.into(), events, ..NewVersion::default() };
         let tenant = id(tenant);
         let added = self.catalog.add_version(operator(), &tenant, name, new, bytes);

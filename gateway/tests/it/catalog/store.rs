@@ -9,9 +9,13 @@ use postern::catalog::{
     Actor, Canary, Catalog, CatalogError, Changed, Gathered, NewToken, NewVersion, News, PluginRecord, RolloutState,
     Scope, Settled, TenantRecord, UsageDelta, VERSIONS_KEPT_MAX,
 };
-use postern::commit::{Commit, CommitId, StateKey, Write, now_ms};
+use postern::commit::{
+    Commit, CommitId, Effect, Grant, Publication, StateKey, TimerChange, TimerKey, Who, Write, now_ms,
+};
 use postern::engine::embedded::{EmbeddedEngine, Options};
 use postern::engine::{Engine, NodeStat, redis};
+use postern::event::Payload;
+use postern::room::Room;
 use postern::tenant::{Role, TenantId};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -72,6 +76,8 @@ macro_rules! on_both {
 on_both! {
     a_tenant_is_made_changed_and_deleted_and_every_node_is_told,
     a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name,
+    a_tenant_that_is_made_anew_has_no_history_timers_or_people_of_the_former,
+    components_that_no_version_names_go_and_those_that_one_names_stay,
     a_token_of_a_deleted_tenant_is_no_good_for_the_next_of_its_name,
     a_tenant_that_some_node_has_in_a_file_loses_nothing_to_one_that_is_made,
     two_who_make_a_tenant_of_a_deleted_ones_name_do_not_delete_from_each_other,
@@ -172,6 +178,76 @@ async fn a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name(kept: 
     fill().await;
     create(&kept.two, "acme", json!({})).await.unwrap();
     assert_eq!(stored().await, 0);
+}
+
+async fn a_tenant_that_is_made_anew_has_no_history_timers_or_people_of_the_former(kept: Kept) {
+    let acme = id("acme");
+    let room = Room::parse("flat:a1").unwrap();
+    let live = async |word: &str| {
+        let arrive = Effect::Arrive { id: word.into(), subject: "bob".into(), namespace: "/".into() };
+        let who = Who::Connection(word.into());
+        let join = Effect::Join { who, room: room.clone(), grant: Grant::default() };
+        let data = Payload::one(&json!(word));
+        let said = Publication { room: room.clone(), event: "said".into(), data, except: None };
+        let key = TimerKey { plugin: "echo".into(), name: word.into() };
+        let timers = vec![(key, TimerChange::Set { after_ms: 60_000, data: "{}".into() })];
+        let effects = vec![arrive, join, Effect::Publish(said)];
+        let commit = Commit { effects, timers, ..Commit::new(CommitId::random()) };
+        kept.engine.commit(&acme, Arc::new(commit)).await.unwrap();
+    };
+    let left = async || {
+        let history = kept.engine.history(&acme, &room, None, 10).await.unwrap().len();
+        let people = kept.engine.count(&acme, &room).await.unwrap();
+        (history, people, kept.engine.stored(&acme).await.unwrap().timers)
+    };
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    live("first").await;
+    assert_eq!(left().await, (1, 1, 1));
+    kept.one.change_tenant(&operator(), &acme, "tenant.delete", |_| Ok(None)).await.unwrap();
+    assert_eq!(left().await, (0, 0, 0));
+    // A client that was still there says something more.
+    live("late").await;
+    create(&kept.two, "acme", json!({})).await.unwrap();
+    assert_eq!(left().await, (0, 0, 0));
+    live("new").await;
+    assert_eq!(left().await, (1, 1, 1));
+    // What is not the catalog's is left alone.
+    assert_eq!(kept.engine.list_keys(&acme, "", None, 10).await.unwrap().keys, []);
+}
+
+async fn components_that_no_version_names_go_and_those_that_one_names_stay(kept: Kept) {
+    const KEPT_MS: u64 = 300;
+    for tenant in ["acme", "globex"] {
+        create(&kept.one, tenant, json!({})).await.unwrap();
+        plugin(&kept.one, tenant, "echo", Role::Handler).await.unwrap();
+        for text in ["shared", tenant] {
+            upload(&kept.one, tenant, "echo", text).await;
+        }
+    }
+    let digest = |text: &str| Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let there = async |text: &str| kept.engine.artifact(&digest(text)).await.unwrap().is_some();
+    let collect = async || kept.two.collect_components(KEPT_MS).await.unwrap();
+    // Stored for a version that was never recorded.
+    kept.engine.put_artifact(&digest("abandoned"), "abandoned".into()).await.unwrap();
+    kept.one.change_tenant(&operator(), &id("acme"), "tenant.delete", |_| Ok(None)).await.unwrap();
+    assert_eq!(collect().await, 0, "they are not old enough");
+    tokio::time::sleep(Duration::from_millis(KEPT_MS + 50)).await;
+    // One is being uploaded again: it is new.
+    kept.engine.put_artifact(&digest("acme"), "acme".into()).await.unwrap();
+    assert_eq!(collect().await, 1);
+    assert!(!there("abandoned").await && there("acme").await && there("shared").await && there("globex").await);
+    tokio::time::sleep(Duration::from_millis(KEPT_MS + 50)).await;
+    assert_eq!(collect().await, 1);
+    assert!(!there("acme").await && there("shared").await && there("globex").await);
+    // What nobody can read may name any of them.
+    let later = Write::Put { value: r#"{"format":99}"#.into(), ttl_ms: None };
+    let commit =
+        Commit { writes: vec![(StateKey::of("", "/plugin/initech/echo"), later)], ..Commit::new(CommitId::random()) };
+    kept.engine.commit(&TenantId::catalog(), Arc::new(commit)).await.unwrap();
+    kept.one.change_plugin(&operator(), &id("globex"), "echo", "plugin.delete", |_| Ok(None)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(KEPT_MS + 50)).await;
+    assert!(matches!(kept.two.collect_components(0).await, Err(CatalogError::Later { .. })));
+    assert!(there("globex").await);
 }
 
 async fn a_token_of_a_deleted_tenant_is_no_good_for_the_next_of_its_name(kept: Kept) {

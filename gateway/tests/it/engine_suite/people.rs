@@ -399,6 +399,36 @@ pub(crate) async fn sessions_of_tenants_are_apart<F: Fixture>() {
     assert_eq!(acme.engine.session(&acme.id, "secret").await.unwrap(), Some(record));
 }
 
+pub(crate) async fn an_artifact_is_deleted_only_when_nobody_stored_or_kept_it_for_long<F: Fixture>() {
+    let fixture = F::start().await;
+    let (one, other) = (fixture.engine(), fixture.another().await);
+    let digest = |first: &str, rest: &str| format!("{first}{}", rest.repeat(62));
+    let [stored, kept, old, elsewhere] = [digest("ab", "1"), digest("ab", "2"), digest("ab", "3"), digest("ac", "0")];
+    for digest in [&stored, &kept, &old, &elsewhere] {
+        one.put_artifact(digest, Bytes::from_static(b"x")).await.unwrap();
+    }
+    assert_eq!(one.old_artifacts(0xab, 100, 10).await.unwrap(), [""; 0]);
+    assert!(!one.delete_artifact(&old, 100).await.unwrap());
+    fixture.pass(150).await;
+    let mut found = other.old_artifacts(0xab, 100, 10).await.unwrap();
+    found.sort();
+    assert_eq!(found, [stored.clone(), kept.clone(), old.clone()]);
+    assert_eq!(other.old_artifacts(0xab, 100, 2).await.unwrap().len(), 2);
+    // What is uploaded again is new, and what is kept, if it is there.
+    other.put_artifact(&stored, Bytes::from_static(b"x")).await.unwrap();
+    let unknown = digest("ab", "4");
+    other.keep_artifacts(&[kept.clone(), unknown.clone()]).await.unwrap();
+    assert_eq!(one.old_artifacts(0xab, 100, 10).await.unwrap(), std::slice::from_ref(&old));
+    for (digest, goes) in [(&stored, false), (&kept, false), (&unknown, false), (&old, true), (&elsewhere, true)] {
+        assert_eq!(one.delete_artifact(digest, 100).await.unwrap(), goes, "{digest}");
+        let is_there = other.artifact(digest).await.unwrap().is_some();
+        assert_eq!(is_there, !goes && *digest != unknown, "{digest}");
+    }
+    assert!(!other.delete_artifact(&old, 0).await.unwrap(), "it is gone already");
+    one.put_artifact(&old, Bytes::from_static(b"x")).await.unwrap();
+    assert!(other.artifact(&old).await.unwrap().is_some());
+}
+
 pub(crate) async fn an_artifact_is_found_by_its_digest<F: Fixture>() {
     use sha2::Digest;
     let fixture = F::start().await;

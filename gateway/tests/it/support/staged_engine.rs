@@ -1,16 +1,17 @@
 //! A real engine with a staged fault: reads take their time, or are not answered, or are not checked, memberships
-//! that were committed are lost, or it is away for a while.
+//! that were committed are lost, or it is away for a while; or what a node sees of the catalog is not as it is.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use postern::client::ConnectionId;
 use postern::commit::{
-    Commit, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Versioned,
+    Commit, Effect, Entry, Millis, Position, Publication, SessionRecord, StateKey, TimerChange, TimerKey, Version,
+    Versioned,
 };
 use postern::engine::{
     DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Feed, Follower, Health, KeyPage, Member, NodeStat,
@@ -22,6 +23,76 @@ use postern::tenant::TenantId;
 use tokio::sync::{mpsc, watch};
 
 type Answer<T> = Result<T, EngineError>;
+
+/// How an answer comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Answers {
+    /// As it is.
+    #[default]
+    Well,
+    /// Not until it is well again.
+    Silent,
+    /// That the engine is not available.
+    Away,
+}
+
+/// What is wrong with one node's view now.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    /// Reads of the catalog's records.
+    pub(crate) records: watch::Sender<Answers>,
+    /// What the looks through the whole catalog read: which tenants there are, and how many changes there were.
+    pub(crate) sweeps: watch::Sender<Answers>,
+    /// Components by their digest.
+    pub(crate) components: watch::Sender<Answers>,
+    /// Reads of what plugins have stored.
+    pub(crate) state: watch::Sender<Answers>,
+    /// Do the catalog's changes come as a loss of its log?
+    pub(crate) deaf: AtomicBool,
+    /// Is the catalog seen without any record?
+    pub(crate) empty: AtomicBool,
+    /// How often somebody asked for a component.
+    pub(crate) components_asked: AtomicUsize,
+    /// How often somebody asked how many changes there were: a look through the catalog begins with it.
+    pub(crate) sweeps_asked: AtomicUsize,
+}
+
+impl Faults {
+    async fn read(&self, tenant: &TenantId, keys: &[StateKey]) -> Answer<bool> {
+        if *tenant != TenantId::catalog() {
+            return answered(&self.state).await.map(|()| false);
+        }
+        if keys.iter().any(|key| key.as_str() == CHANGES) {
+            self.sweeps_asked.fetch_add(1, Ordering::AcqRel);
+            answered(&self.sweeps).await?;
+        } else {
+            answered(&self.records).await?;
+        }
+        Ok(self.empty.load(Ordering::Acquire))
+    }
+
+    async fn listed(&self, tenant: &TenantId, prefix: &str) -> Answer<bool> {
+        if *tenant != TenantId::catalog() {
+            return Ok(false);
+        }
+        answered(if prefix == TENANTS { &self.sweeps } else { &self.records }).await?;
+        Ok(self.empty.load(Ordering::Acquire))
+    }
+}
+
+/// How many changes of the catalog there were.
+const CHANGES: &str = "/count/changes";
+/// Where its tenants are.
+const TENANTS: &str = "/tenant/";
+
+async fn answered(how: &watch::Sender<Answers>) -> Answer<()> {
+    let mut how = how.subscribe();
+    let how = how.wait_for(|how| *how != Answers::Silent).await.map(|how| *how);
+    match how {
+        Ok(Answers::Away) => Err(EngineError::Unavailable("as the test has it".into())),
+        _ => Ok(()),
+    }
+}
 
 pub(crate) struct StagedEngine {
     inner: Arc<dyn Engine>,
@@ -35,12 +106,18 @@ pub(crate) struct StagedEngine {
     is_away: Arc<AtomicBool>,
     /// Of the timers that were claimed, in order.
     attempts: Arc<Mutex<Vec<u32>>>,
+    faults: Arc<Faults>,
 }
 
 impl StagedEngine {
     fn new(inner: Arc<dyn Engine>, delay: Option<Duration>) -> StagedEngine {
-        let (loses, is_away, attempts) = Default::default();
-        StagedEngine { inner, delay, reads_checked: true, loses, is_away, attempts }
+        let (loses, is_away, attempts, faults) = Default::default();
+        StagedEngine { inner, delay, reads_checked: true, loses, is_away, attempts, faults }
+    }
+
+    /// What one node sees of the catalog and of components is as `faults` say.
+    pub(crate) fn faulty(inner: Arc<dyn Engine>, faults: Arc<Faults>) -> Arc<StagedEngine> {
+        Arc::new(StagedEngine { faults, ..StagedEngine::new(inner, Some(Duration::ZERO)) })
     }
 
     pub(crate) fn slow(inner: Arc<dyn Engine>, delay: Duration) -> Arc<StagedEngine> {
@@ -105,12 +182,16 @@ impl Engine for StagedEngine {
     async fn follow(&self, tenant: &TenantId) -> Answer<Follower> {
         let Follower { position, feed: mut whole } = self.inner.follow(tenant).await?;
         let (sender, feed) = mpsc::channel(FEED_ENTRIES_MAX);
-        let loses = self.loses.clone();
+        let (loses, faults) = (self.loses.clone(), self.faults.clone());
+        let is_catalog = *tenant == TenantId::catalog();
         #[expect(clippy::disallowed_methods, reason = "it ends with the feed that it reads")]
         tokio::task::spawn(async move {
             while let Some(item) = whole.recv().await {
                 let item = match item {
                     Feed::Entry(entry) if loses.load(Ordering::Acquire) && is_lost(&entry) => {
+                        Feed::Reset(entry.position)
+                    }
+                    Feed::Entry(entry) if is_catalog && faults.deaf.load(Ordering::Acquire) => {
                         Feed::Reset(entry.position)
                     }
                     item => item,
@@ -142,9 +223,15 @@ impl Engine for StagedEngine {
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
+        if self.faults.read(tenant, keys).await? {
+            return Ok(vec![None; keys.len()]);
+        }
         self.inner.read(tenant, keys).await
     }
     async fn list_keys(&self, tenant: &TenantId, prefix: &str, after: Option<&str>, limit: usize) -> Answer<KeyPage> {
+        if self.faults.listed(tenant, prefix).await? {
+            return Ok(KeyPage::default());
+        }
         self.inner.list_keys(tenant, prefix, after, limit).await
     }
     async fn claim_timers(&self, limit: usize) -> Answer<Vec<DueTimer>> {
@@ -229,11 +316,25 @@ impl Engine for StagedEngine {
     async fn retire(&self, after_ms: &[(TenantId, Millis)]) -> Answer<()> {
         self.inner.retire(after_ms).await
     }
+    async fn forget(&self, tenant: &TenantId, guard: &StateKey, version: &Version) -> Answer<bool> {
+        self.inner.forget(tenant, guard, version).await
+    }
     async fn put_artifact(&self, digest: &str, bytes: Bytes) -> Answer<()> {
         self.inner.put_artifact(digest, bytes).await
     }
     async fn artifact(&self, digest: &str) -> Answer<Option<Bytes>> {
+        self.faults.components_asked.fetch_add(1, Ordering::AcqRel);
+        answered(&self.faults.components).await?;
         self.inner.artifact(digest).await
+    }
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Answer<Vec<String>> {
+        self.inner.old_artifacts(first, age_ms, limit).await
+    }
+    async fn keep_artifacts(&self, digests: &[String]) -> Answer<()> {
+        self.inner.keep_artifacts(digests).await
+    }
+    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Answer<bool> {
+        self.inner.delete_artifact(digest, age_ms).await
     }
     async fn ping(&self) -> Answer<()> {
         self.inner.ping().await

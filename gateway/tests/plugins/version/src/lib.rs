@@ -33,7 +33,7 @@ pub struct Plugin;
 
 impl describe::Guest for Plugin {
     fn info() -> String {
-        json!({ "name": "test-version", "version": number::version(), "events": ["version", "count", "trap"] })
+        json!({ "name": "test-version", "version": number::version(), "events": ["version", "count", "trap", "read"] })
             .to_string()
     }
 }
@@ -60,6 +60,10 @@ impl events::Guest for Plugin {
         if event.name == "count" {
             // So that tests see how often it was handled, beside how often it was answered.
             state::add(&format!("handled-{}", number::version()), 1)?;
+        }
+        if event.name == "read" {
+            // So that tests can have a call wait for the engine.
+            state::get("read")?;
         }
         let arguments = format!("[\"{}\"]", number::version());
         Ok(rooms::reply(&Payload { args: arguments, attachments: Vec::new() })?)

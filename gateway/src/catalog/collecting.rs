@@ -1,0 +1,84 @@
+//! Components that no version names any more are deleted, some time after the last one did.
+//!
+//! An upload stores its component before its record, and storing makes it young again, whether or not it was there: so
+//! one that is being uploaded is never old. What a version names is noted with each round ([`Engine::keep_artifacts`]);
+//! so one is deleted only when for [`COMPONENTS_KEPT_MS`] nobody stored it and no round saw it named.
+//!
+//! [`Engine::keep_artifacts`]: crate::engine::Engine::keep_artifacts
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::record::decode;
+use super::{Catalog, CatalogError, PluginRecord, keys};
+use crate::commit::Millis;
+
+/// How long a component stays that no version names, in milliseconds: an hour.
+pub const COMPONENTS_KEPT_MS: Millis = 3_600_000;
+
+/// How long a round may take: well under that, as an upload may begin before it reads the names and end after.
+const ROUND_MAX: Duration = Duration::from_millis(COMPONENTS_KEPT_MS / 4);
+
+/// Components that are looked at at once.
+const COMPONENTS_AT_ONCE: usize = 500;
+
+/// Records that are read at once; each has at most a mebibyte.
+const RECORDS_AT_ONCE: usize = 32;
+
+/// Components that versions name, at most, for a round to be made.
+const NAMED_MAX: usize = 2_000_000;
+
+impl Catalog {
+    /// Deletes the components that no version names and that for `unnamed_ms` nobody has stored and no round has seen
+    /// named. Answers how many. Any node may do so, also at the same time.
+    ///
+    /// # Errors
+    /// Also where a record cannot be read: what it names is not known, and nothing is deleted.
+    pub async fn collect_components(&self, unnamed_ms: Millis) -> Result<u64, CatalogError> {
+        let end = Instant::now() + ROUND_MAX;
+        let named = self.named_components().await?;
+        // A catalog that names none may be one that was lost, and come back.
+        if named.is_empty() {
+            return Ok(0);
+        }
+        let mut deleted = 0;
+        for first in 0..=u8::MAX {
+            let mut more = true;
+            while more && Instant::now() < end {
+                let old = self.engine().old_artifacts(first, unnamed_ms, COMPONENTS_AT_ONCE).await?;
+                more = old.len() == COMPONENTS_AT_ONCE;
+                let (needed, unneeded): (Vec<_>, Vec<_>) =
+                    old.into_iter().partition(|digest| named.contains(&**digest));
+                self.engine().keep_artifacts(&needed).await?;
+                for digest in unneeded {
+                    deleted += u64::from(self.engine().delete_artifact(&digest, unnamed_ms).await?);
+                }
+            }
+        }
+        Ok(deleted)
+    }
+
+    async fn named_components(&self) -> Result<HashSet<Arc<str>>, CatalogError> {
+        let mut named = HashSet::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.list(keys::PLUGINS, after.as_deref(), RECORDS_AT_ONCE).await?;
+            for (key, record) in self.read(&page.keys).await? {
+                let Some(record) = record else { continue };
+                let plugin: PluginRecord = decode(&key, &record.value)?;
+                named.extend(plugin.versions.into_iter().map(|version| version.digest));
+            }
+            if named.len() > NAMED_MAX {
+                let (what, value, limit) = ("components that versions name", named.len(), NAMED_MAX);
+                return Err(CatalogError::Limit { what, value, limit });
+            }
+            after = page.keys.last().filter(|_| page.more).map(|key| key.as_str().to_owned());
+            if after.is_none() {
+                return Ok(named);
+            }
+        }
+    }
+}
