@@ -46,7 +46,7 @@ pub use rollout::{
 };
 pub use tenants::TenantPage;
 pub use tokens::{NewToken, TOKENS_MAX, TokenRecord};
-pub use usage::{Gathered, USAGE_DELTAS_MAX, USAGE_KEPT_MS, UsageDelta, UsageRow, day_of};
+pub use usage::{CONNECTIONS_PEAK, Gathered, USAGE_DELTAS_MAX, USAGE_KEPT_MS, UsageDelta, UsageRow, day_of};
 
 /// The most tenants that the catalog holds.
 pub const TENANTS_MAX: usize = 100_000;

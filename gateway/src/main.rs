@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("{failure}");
+            eprintln!("{}", told(&failure.to_string(), std::env::args().any(|argument| argument == "--json")));
             match failure {
                 Failure::Usage(_) => USAGE.into(),
                 Failure::Failed(_) => ExitCode::FAILURE,
@@ -105,4 +105,12 @@ fn plugin_build(args: &PluginBuildArgs) -> Result<(), Failure> {
         eprintln!("next: postern plugin push {name} {path} --role {role} --activate");
     }
     Ok(())
+}
+
+/// A failure as it was asked for: what the gateway said is JSON already then.
+fn told(failure: &str, as_json: bool) -> String {
+    if !as_json || failure.starts_with('{') {
+        return failure.to_owned();
+    }
+    serde_json::json!({ "error": { "code": "failed", "message": failure } }).to_string()
 }

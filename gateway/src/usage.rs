@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::catalog::{CatalogError, Gathered, USAGE_DELTAS_MAX, UsageDelta, day_of};
+use crate::catalog::{CONNECTIONS_PEAK, CatalogError, Gathered, USAGE_DELTAS_MAX, UsageDelta, day_of};
 use crate::commit::{CommitId, now_ms};
 use crate::engine::{COMMIT_ID_KEPT_MS, EngineError};
 use crate::gateway::Gateway;
@@ -31,9 +31,6 @@ const UNSENT_MAX: usize = 200_000;
 
 /// Under which plugin's name the accounts have what is the tenant's as a whole.
 pub const GATEWAY: &str = "gateway";
-
-/// The most connections of a tenant that were open at once, on all nodes together.
-const CONNECTIONS_PEAK: &str = "connections-peak";
 
 /// Keeps the accounts until the node stops.
 pub async fn run(gateway: Arc<Gateway>) {

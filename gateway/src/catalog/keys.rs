@@ -10,6 +10,7 @@
 //! | `/audit/{id}` | [`AuditRecord`](super::AuditRecord); ids are in order, the latest first |
 //! | `/audit-of/{tenant}/{id}` | nothing: that the record concerns the tenant |
 //! | `/usage/{tenant}/{day}/{plugin}/{what}` | a counter |
+//! | `/usage-of-former/{tenant}` | what others had used under this name on the day on which it was made anew |
 //! | `/count/{what}` | how many there are; `changes`: how many there were |
 //!
 //! Names of tenants, plugins, nodes and ids hold no `/`.
@@ -68,6 +69,10 @@ pub(super) fn audit_of(tenant: &TenantId, id: &str) -> StateKey {
 
 pub(super) fn usage_of(tenant: &TenantId) -> String {
     format!("/usage/{tenant}/")
+}
+
+pub(super) fn usage_of_former(tenant: &TenantId) -> StateKey {
+    StateKey::stored(&format!("/usage-of-former/{tenant}"))
 }
 
 pub(super) fn usage(tenant: &TenantId, day: &str, plugin: &str, what: &str) -> StateKey {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::store::Tries;
 use super::{Catalog, CatalogError, PAGE_MAX, keys};
-use crate::commit::{CommitId, Millis, StateKey};
+use crate::commit::{CommitId, Millis, StateKey, now_ms};
 use crate::tenant::TenantId;
 
 /// How long accounts are kept, in milliseconds: 400 days.
@@ -14,6 +14,9 @@ pub const USAGE_KEPT_MS: Millis = 400 * 24 * 3_600_000;
 
 /// The most numbers that are added at once.
 pub const USAGE_DELTAS_MAX: usize = 256;
+
+/// The most connections of a tenant that were open at once, on all nodes together: of these the largest counts.
+pub const CONNECTIONS_PEAK: &str = "connections-peak";
 
 /// The most days that are asked for at once.
 const DAYS_MAX: usize = 400;
@@ -58,7 +61,7 @@ impl Gathered {
 }
 
 /// What one plugin used on one day.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageRow {
     /// `YYYY-MM-DD`, UTC.
     pub day: String,
@@ -127,11 +130,49 @@ impl Catalog {
         }
     }
 
-    /// As [`usage`](Catalog::usage), without days on which only somebody else had the tenant's name.
+    /// Remembers what others have used under a tenant's name on the day on which it is made anew: right after that.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub async fn begin_accounts(&self, tenant: &TenantId) -> Result<(), CatalogError> {
+        let today = day_of(now_ms());
+        let former = self.usage(tenant, &today, &today).await?;
+        let mut draft = self.draft();
+        match former.is_empty() {
+            true => draft.delete(keys::usage_of_former(tenant)),
+            false => draft.put(keys::usage_of_former(tenant), &former, Some(USAGE_KEPT_MS))?,
+        }
+        draft.commit().await.map(drop)
+    }
+
+    /// As [`usage`](Catalog::usage), without what others used who had the tenant's name before: to the tenth of a minute
+    /// in which nodes send it.
     pub async fn usage_of_owner(&self, tenant: &TenantId, from: &str, to: &str) -> Result<Vec<UsageRow>, CatalogError> {
         let created = day_of(self.created_ms(Some(tenant)).await?.unwrap_or_default());
         let mut rows = self.usage(tenant, from, to).await?;
         rows.retain(|row| row.day >= created);
+        let former = self.read(&[keys::usage_of_former(tenant)]).await?.pop().and_then(|(_, found)| found);
+        let former: Vec<UsageRow> = match former {
+            Some(found) => serde_json::from_slice(&found.value).map_err(|error| CatalogError::Damaged {
+                key: keys::usage_of_former(tenant).as_str().to_owned(),
+                why: error.to_string(),
+            })?,
+            None => Vec::new(),
+        };
+        for row in &mut rows {
+            let before = former.iter().find(|before| (&before.day, &before.plugin) == (&row.day, &row.plugin));
+            for (what, number) in before.iter().flat_map(|before| &before.used) {
+                let Some(all) = row.used.get_mut(what) else { continue };
+                *all = match what.as_str() {
+                    // Whose the largest was cannot be told where it is not larger than theirs.
+                    CONNECTIONS_PEAK if *all > *number => *all,
+                    CONNECTIONS_PEAK => 0,
+                    _ => all.saturating_sub(*number),
+                };
+            }
+            row.used.retain(|_, number| *number > 0);
+        }
+        rows.retain(|row| !row.used.is_empty());
         Ok(rows)
     }
 

@@ -256,17 +256,36 @@ fn list(args: &ListArgs, env: &dyn Environment) -> Result<(), Failure> {
         return Ok(());
     }
     let row = |plugin: &Value| {
-        let state = if plugin["disabled"] == true { "disabled" } else { "" };
+        let state = state(plugin);
         let canary = match &plugin["canary"] {
             Value::Null => String::new(),
             canary => format!("{} for {} %", canary["version"], canary["percent"]),
         };
         let versions = plugin["versions"].as_array().map_or(0, Vec::len).to_string();
-        vec![cell(&plugin["name"]), cell(&plugin["role"]), cell(&plugin["active"]), versions, canary, state.to_owned()]
+        vec![cell(&plugin["name"]), cell(&plugin["role"]), cell(&plugin["active"]), versions, canary, state]
     };
     let rows: Vec<_> = answer["plugins"].as_array().into_iter().flatten().map(row).collect();
     table(&["PLUGIN", "ROLE", "ACTIVE", "VERSIONS", "CANARY", "STATE"], &rows);
     Ok(())
+}
+
+/// What there is to know of a plugin that does not simply run: the most pressing first.
+fn state(plugin: &Value) -> String {
+    let all = |name: &str| plugin[name].as_array().into_iter().flatten();
+    let mut parts = Vec::new();
+    if plugin["disabled"] == true {
+        parts.push("disabled".to_owned());
+    }
+    parts.extend(all("troubles").map(cell));
+    let open = all("breakers").filter(|breaker| breaker["state"] != "closed");
+    parts.extend(open.map(|breaker| format!("breaker of {} {}", cell(&breaker["hook"]), cell(&breaker["state"]))));
+    let (rollout, ended) = (&plugin["rollout"], &plugin["rollout"]["ended"]);
+    if rollout.is_object() && ended.is_null() {
+        parts.push(format!("version {} on its way", rollout["version"]));
+    } else if !cell(&ended["message"]).is_empty() {
+        parts.push(format!("version {}: {}", rollout["version"], cell(&ended["message"])));
+    }
+    parts.join("; ")
 }
 
 /// The table of a plugin's versions.
@@ -297,9 +316,14 @@ fn inspect(args: &InspectArgs, env: &dyn Environment) -> Result<(), Failure> {
         print_json(&answer);
         return Ok(());
     }
+    let state = state(&answer);
+    if !state.is_empty() {
+        line(&format!("{:14} {}", "state", plain(&state)));
+    }
     for (name, value) in answer.as_object().into_iter().flatten() {
-        let shown = !matches!(name.as_str(), "versions" | "format") && !value.is_null();
-        if shown && !line(&format!("{:14} {}", plain(name), plain(&cell(value)))) {
+        let shown = !matches!(name.as_str(), "versions" | "format" | "breakers" | "troubles" | "rollout");
+        let value = if name.ends_with("_ms") { time(value) } else { cell(value) };
+        if shown && !value.is_empty() && !line(&format!("{:14} {}", plain(name), plain(&value))) {
             return Ok(());
         }
     }

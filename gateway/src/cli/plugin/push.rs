@@ -76,6 +76,8 @@ pub(super) fn push(args: &PushArgs, env: &dyn Environment) -> Result<(), Failure
     };
     if remote.json {
         print_json(&json!({ "pushed": pushed, "rollout": rolled_out }));
+    } else if pushed["state"] == "active" {
+        note("it is active already");
     } else if !args.activate {
         note(&format!("it is not active yet: `postern plugin activate {} {version}`", args.plugin));
     }

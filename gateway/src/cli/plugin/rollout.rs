@@ -1,16 +1,19 @@
 //! A roll-out as people watch it: one line for each node.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::cli::Failure;
-use crate::cli::output::{cell, note};
+use crate::cli::output::{cell, note, time};
 use crate::cli::remote::{Remote, plain, plain_json};
 
 /// How often it is looked at.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// When it is said which nodes are waited for.
+const SAY_WHO_AFTER: Duration = Duration::from_secs(3);
 
 /// Watches until the version is active or will not be; answers how it ended.
 ///
@@ -21,17 +24,26 @@ pub(super) fn watch(remote: &Remote, path: &str, plugin: &str, version: u64) -> 
         note(&format!("{plugin}: version {version} is being rolled out"));
     }
     let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    let (begun, mut said_who) = (Instant::now(), false);
     loop {
         let rollout = remote.get(&format!("{path}/rollout"))?;
-        if !remote.json {
+        let is_ours = rollout["version"] == version;
+        if !remote.json && is_ours {
             tell(&rollout, &mut seen);
         }
-        let is_ours = rollout["version"] == version;
         match rollout["state"].as_str() {
-            Some("waiting") if is_ours => std::thread::sleep(INTERVAL),
+            Some("waiting") if is_ours => {
+                if !remote.json && !said_who && begun.elapsed() >= SAY_WHO_AFTER {
+                    said_who = true;
+                    waited_for(&rollout);
+                }
+                std::thread::sleep(INTERVAL);
+            }
             Some("active") if is_ours => {
                 if !remote.json {
-                    note(&format!("{plugin}: version {version} is active"));
+                    let message = cell(&rollout["message"]);
+                    let but = if message.is_empty() { String::new() } else { format!(", but {message}") };
+                    note(&plain(&format!("{plugin}: version {version} is active{but}")));
                 }
                 return Ok(rollout);
             }
@@ -60,6 +72,16 @@ fn tell(rollout: &Value, seen: &mut BTreeMap<String, String>) {
             note(&plain(&format!("  node {server} {state}{more}")));
             seen.insert(server, state);
         }
+    }
+}
+
+/// Which nodes are not ready yet, and how long they are waited for.
+fn waited_for(rollout: &Value) {
+    let nodes = rollout["nodes"].as_array().into_iter().flatten();
+    let waiting: Vec<_> = nodes.filter(|node| node["state"] == "loading").map(|node| cell(&node["server"])).collect();
+    if !waiting.is_empty() {
+        let until = time(&rollout["deadline_ms"]);
+        note(&plain(&format!("  waiting for node {}, until {until} at the latest", waiting.join(", "))));
     }
 }
 

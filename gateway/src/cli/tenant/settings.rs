@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use super::{path, read};
 use crate::cli::Failure;
+use crate::cli::output::{cell, note};
 use crate::cli::plugin::done;
-use crate::cli::remote::{Remote, RemoteArgs};
+use crate::cli::remote::{Remote, RemoteArgs, plain};
 use crate::config::Environment;
 
 /// Settings on the command line.
@@ -74,6 +75,11 @@ pub(super) fn set(args: &SetArgs, env: &dyn Environment) -> Result<(), Failure> 
     let answer =
         remote.send(Method::PATCH, &format!("{}/settings", path(&args.tenant)), Some(&Value::Object(patch)))?;
     done(&remote, &answer, &format!("{} is changed on all nodes", args.tenant));
+    if !remote.json {
+        for stopped in answer["stopped"].as_array().into_iter().flatten() {
+            note(&plain(&format!("not called any more: {}", cell(stopped))));
+        }
+    }
     Ok(())
 }
 

@@ -63,7 +63,12 @@ pub(super) async fn list(asked: Asked) -> Done {
             plugins.iter().map(|plugin| shown(plugin, asked.actor.scope)).collect()
         }
     };
-    Ok(ok(json!({ "plugins": plugins })))
+    let with_standing = |mut plugin: Value| {
+        let name = plugin["name"].as_str().unwrap_or_default().to_owned();
+        stands(&asked.gateway, id, &name, &mut plugin);
+        plugin
+    };
+    Ok(ok(json!({ "plugins": plugins.into_iter().map(with_standing).collect::<Vec<_>>() })))
 }
 
 /// `GET /tenants/{tenant}/plugins/{plugin}`.
@@ -76,8 +81,16 @@ pub(super) async fn show(asked: Asked) -> Done {
         }
         Subject::Made(_) => shown(&record(&asked).await?, asked.actor.scope),
     };
-    plugin["breakers"] = breakers(&asked.gateway, id, name).into();
+    stands(&asked.gateway, id, name, &mut plugin);
     Ok(ok(plugin))
+}
+
+/// How a plugin stands on this node: its breakers, and why it does not run as it is written.
+fn stands(gateway: &Gateway, id: &TenantId, name: &str, plugin: &mut Value) {
+    plugin["breakers"] = breakers(gateway, id, name).into();
+    let of_this = format!("plugin {name}, ");
+    let troubles = gateway.catalog.troubles(id).into_iter();
+    plugin["troubles"] = troubles.filter(|trouble| trouble.starts_with(&of_this)).collect::<Vec<_>>().into();
 }
 
 /// How the breakers of a plugin stand on this node; those that were never needed are left out.
@@ -237,6 +250,10 @@ impl Wanted {
         if let Some(auto_rollback) = self.auto_rollback {
             plugin.auto_rollback = auto_rollback.unwrap_or_default();
         }
+        if self.options.get("instances").is_some_and(|instances| instances != "warm") {
+            // What held for warm ones goes with them.
+            plugin.options.retain(|name, _| !name.starts_with("warm_"));
+        }
         for (name, value) in &self.options {
             if value.is_null() {
                 plugin.options.remove(name);
@@ -299,6 +316,18 @@ mod tests {
         assert!(bare.auto_rollback);
         let null = serde_json::from_value::<Wanted>(json!({ "settings": { "n": null } }));
         assert!(null.err().is_some_and(|error| error.to_string().contains("a setting is a text")));
+    }
+
+    #[test]
+    fn limits_of_warm_instances_go_with_them() {
+        let warm = wanted(json!({ "role": "handler", "instances": "warm", "warm_calls_max": 2 }));
+        let warm = warm.applied(None, "echo").unwrap();
+        for instances in [json!("fresh"), Value::Null] {
+            let cold = wanted(json!({ "instances": instances })).applied(Some(warm.clone()), "echo").unwrap();
+            assert!(!cold.options.contains_key("warm_calls_max"), "{:?}", cold.options);
+        }
+        let still = wanted(json!({ "position": 3 })).applied(Some(warm), "echo").unwrap();
+        assert_eq!(still.options["warm_calls_max"], 2);
     }
 
     #[test]

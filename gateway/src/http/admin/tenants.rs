@@ -112,6 +112,9 @@ pub(super) async fn create(asked: Asked) -> Done {
             None => Ok(Some(record.clone())),
         })
         .await?;
+    if let Err(error) = asked.gateway.catalog.begin_accounts(&id).await {
+        tracing::warn!(tenant = %id, %error, "today's accounts may have what others used under this name before");
+    }
     Ok((StatusCode::CREATED, shown(&asked.gateway, &made.unwrap_or(record))))
 }
 
@@ -202,7 +205,11 @@ pub(super) async fn change_settings(asked: Asked) -> Done {
         Ok(Some(tenant))
     });
     let changed = changed.await?.ok_or_else(|| no_tenant(id.as_str()))?;
-    Ok(ok(shown(&asked.gateway, &changed)))
+    let mut answer = shown(&asked.gateway, &changed);
+    if ["signature_keys", "require_signature"].iter().any(|name| patch.contains_key(*name)) {
+        answer["stopped"] = asked.gateway.catalog.distrusted(&changed).await?.into();
+    }
+    Ok(ok(answer))
 }
 
 /// Refuses hosts that another tenant has, as this node knows them: of two with one host only one is served there.

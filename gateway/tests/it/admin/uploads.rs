@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{OPERATOR, ask, component, done, node, operate, postern, settings, text};
+use super::{OPERATOR, ask, component, done, eventually, node, operate, postern, settings, text};
 use crate::support::node::{Node, Settings};
 use crate::support::root;
 
@@ -212,4 +212,15 @@ fn a_tenant_that_wants_signatures_takes_what_is_signed_for_this_plugin_and_nothi
     assert_eq!(code, Some(0), "{told}");
     let versions = ask(&node, OPERATOR, "GET", "/tenants/acme/plugins/echo/versions", None).1;
     assert_eq!(versions["versions"][0]["signed_by"], "release");
+    // Whoever takes the key away is told what that stops, and so is whoever looks.
+    let (told, _) = done(&node, &["plugin", "activate", "echo", "1", "--tenant", "acme"]);
+    assert_eq!(told, "");
+    let (told, notes) = done(&node, &["tenant", "set", "acme", "require_signature=false", "--unset", "signature_keys"]);
+    let stopped = "plugin echo, version 1: the tenant has no signature key";
+    assert!(told.contains("is changed") && notes.contains(&format!("not called any more: {stopped}")), "{told}{notes}");
+    eventually("the list says why it does not run", || {
+        done(&node, &["plugin", "list", "--tenant", "acme"]).0.contains(stopped)
+    });
+    let (told, _) = done(&node, &["plugin", "inspect", "echo", "--tenant", "acme"]);
+    assert!(told.lines().next().is_some_and(|line| line.starts_with("state") && line.contains(stopped)), "{told}");
 }

@@ -297,6 +297,13 @@ async fn a_token_of_a_deleted_tenant_is_no_good_for_the_next_of_its_name(kept: K
     }
     assert_eq!(kept.two.usage_of_owner(&acme, "2019-12-31", "2099-01-01").await.unwrap().len(), 1);
     assert_eq!(kept.two.usage(&acme, "2019-12-31", "2099-01-01").await.unwrap().len(), 2);
+    // What others used on the same day under its name is not its own.
+    kept.one.begin_accounts(&acme).await.unwrap();
+    assert_eq!(kept.two.usage_of_owner(&acme, "2019-12-31", "2099-01-01").await.unwrap(), []);
+    let (today, delta) = used(&postern::catalog::day_of(now_ms()));
+    kept.one.add_usage(&CommitId::random(), &today, &[UsageDelta { number: 5, ..delta }]).await.unwrap();
+    let own = kept.two.usage_of_owner(&acme, "2019-12-31", "2099-01-01").await.unwrap();
+    assert_eq!(json!(own[0].used), json!({ "calls": 5 }));
 }
 
 async fn put(kept: &Kept, tenant: &TenantId, key: &str) {
