@@ -112,6 +112,21 @@ impl Catalog {
         what: &str,
         change: impl Fn(Option<TenantRecord>) -> Result<Option<TenantRecord>, CatalogError>,
     ) -> Result<Option<TenantRecord>, CatalogError> {
+        self.change_part(by, id, (what, ""), change).await
+    }
+
+    /// The same, where what is done is done to a part of the tenant, for example to a key: `(what, subject)` of its
+    /// audit record.
+    ///
+    /// # Errors
+    /// As those of [`change_tenant`](Catalog::change_tenant).
+    pub async fn change_part(
+        &self,
+        by: &Actor,
+        id: &TenantId,
+        (what, subject): (&str, &str),
+        change: impl Fn(Option<TenantRecord>) -> Result<Option<TenantRecord>, CatalogError>,
+    ) -> Result<Option<TenantRecord>, CatalogError> {
         self.writable(id)?;
         let mut tries = Tries::default();
         loop {
@@ -150,7 +165,7 @@ impl Catalog {
                     Some(after)
                 }
             };
-            draft.audit(by, Some(id), what, "", before.as_ref(), after.as_ref())?;
+            draft.audit(by, Some(id), what, subject, before.as_ref(), after.as_ref())?;
             draft.tell(&Changed::Tenant { tenant: id.clone() });
             if draft.commit().await? {
                 if had_left && let Err(error) = self.unguard(id).await {

@@ -179,7 +179,10 @@ fn no_tenant(name: &str) -> Denied {
 /// The live nodes; this one's number is of now, the others' are a few seconds old.
 fn nodes(gateway: &Gateway) -> Value {
     let own = json!({ "server": gateway.server_id, "connections": gateway.connections.taken() });
-    let others = gateway.engine.nodes().into_iter().filter(|node| node.server != gateway.server_id);
+    let others = gateway.engine.nodes().into_iter().filter(|node| {
+        // One that has only just come has not said its name yet.
+        node.server != gateway.server_id && !node.server.is_empty()
+    });
     let others = others.map(|node| json!({ "server": node.server, "connections": node.connections }));
     json!({ "nodes": std::iter::once(own).chain(others).collect::<Vec<_>>() })
 }

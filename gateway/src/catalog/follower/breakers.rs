@@ -40,9 +40,9 @@ impl Breakers {
             Some((change, done)) = self.falling.next() => match done {
                 Ok(None) => {}
                 Ok(Some(version)) => {
-                    let (tenant, plugin, hook) = (&change.tenant, &*change.plugin, change.hook);
+                    let (tenant, plugin, hook) = (&change.tenant, &*change.plugin, change.hook.name());
                     metrics::counter!("auto_rollbacks_total").increment(1);
-                    tracing::error!(%tenant, plugin, ?hook, version, "a version kept failing: rolled back by itself");
+                    tracing::error!(%tenant, plugin, hook, version, "a version kept failing: rolled back by itself");
                 }
                 Err(error) => {
                     let (tenant, plugin) = (&change.tenant, &*change.plugin);
@@ -62,8 +62,8 @@ impl Breakers {
         }
         let catalog = self.gateway.catalog.clone();
         self.falling.push(Box::pin(async move {
-            let (hook, calls, failures) = (change.hook, change.calls, change.failures);
-            let why = format!("its breaker opened: {failures} of {calls} calls of {hook:?} failed");
+            let (hook, calls, failures) = (change.hook.name(), change.calls, change.failures);
+            let why = format!("its breaker opened: {failures} of {calls} calls of {hook} failed");
             let done = catalog.fall_back(&change.tenant, &change.plugin, &change.digest, &why).await;
             (change, done)
         }));

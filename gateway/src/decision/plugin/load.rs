@@ -147,7 +147,7 @@ pub enum LoadError {
         limit: usize,
     },
     /// It cannot do what it is there for.
-    #[error("it is to be a {role:?} and does not export `{missing}`")]
+    #[error("it is to be {} {} and does not export `{missing}`", if *role == Role::Authorizer { "an" } else { "a" }, format!("{role:?}").to_lowercase())]
     Role {
         /// What it is there for.
         role: Role,

@@ -88,7 +88,16 @@ pub(super) async fn put(asked: Asked) -> Done {
     }
     let key: NewKey = body::json(asked.body).await?;
     let key = Value::Object(key.document(&id));
-    change(&asked.gateway, &asked.actor, &tenant, "key.put", |keys| {
+    change(&asked.gateway, &asked.actor, &tenant, ("key.put", &id), |keys| {
+        let same =
+            |there: &&Value| MATERIALS.iter().any(|name| there.get(name).is_some_and(|it| Some(it) == key.get(name)));
+        if let Some(other) = keys.iter().filter(|there| there["id"] != id.as_str()).find(same) {
+            let text = format!(
+                "the same key stands under {}: taking one of them away would keep nobody out",
+                other["id"].as_str().map_or_else(String::new, |id| format!("{id:?}"))
+            );
+            return Err(CatalogError::Conflict(text));
+        }
         match keys.iter_mut().find(|there| there["id"] == id.as_str()) {
             Some(there) => *there = key.clone(),
             None => keys.push(key.clone()),
@@ -102,7 +111,7 @@ pub(super) async fn put(asked: Asked) -> Done {
 /// `DELETE /tenants/{tenant}/keys/{id}`: connections that it admitted end.
 pub(super) async fn delete(asked: Asked) -> Done {
     let (tenant, id) = (asked.tenant()?, &asked.names.id);
-    change(&asked.gateway, &asked.actor, tenant, "key.delete", |keys| {
+    change(&asked.gateway, &asked.actor, tenant, ("key.delete", id), |keys| {
         let before = keys.len();
         keys.retain(|key| key["id"] != id.as_str());
         if keys.len() == before { Err(no_key(id)) } else { Ok(()) }
@@ -115,10 +124,10 @@ async fn change(
     gateway: &Gateway,
     by: &crate::catalog::Actor,
     tenant: &TenantId,
-    what: &str,
+    what: (&str, &str),
     change: impl Fn(&mut Vec<Value>) -> Result<(), CatalogError>,
 ) -> Result<(), Denied> {
-    let changed = gateway.catalog.change_tenant(by, tenant, what, |there| {
+    let changed = gateway.catalog.change_part(by, tenant, what, |there| {
         let mut record = there.ok_or_else(|| missing(tenant))?;
         let mut all = keys(&record);
         change(&mut all)?;

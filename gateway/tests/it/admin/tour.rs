@@ -128,6 +128,11 @@ fn the_audit_log_says_who_changed_what_before_and_after_and_holds_no_secret() {
     let ci = made["secret"].as_str().unwrap();
     let key = json!({ "algorithm": "HS256", "secret": secret("k1") });
     assert_eq!(ask(&node, ci, "PUT", "/tenants/acme/keys/k1", Some(&key)).0, 200);
+    let of_the_key = &audit(&node, "acme")[0];
+    assert_eq!((&of_the_key["what"], &of_the_key["subject"]), (&json!("key.put"), &json!("k1")));
+    let (status, refusal) = ask(&node, ci, "PUT", "/tenants/acme/keys/k2", Some(&key));
+    assert_eq!(status, 409, "{refusal}");
+    assert!(refusal["error"]["message"].as_str().unwrap().contains("stands under \"k1\""), "{refusal}");
     let patch = json!({ "history_on_join": 7, "relay": ["chat:*"] });
     let (status, changed) = ask(&node, ci, "PATCH", "/tenants/acme/settings", Some(&patch));
     assert_eq!((status, &changed["settings"]["history_on_join"]), (200, &json!(7)));
