@@ -427,7 +427,7 @@ impl Session {
         self.tenant_revision = tenant.revision();
         let (settings, verifier) = (tenant.settings(), tenant.verifier());
         if settings.disabled {
-            return self.broken(Close::TenantDisabled, "the tenant is disabled");
+            return self.broken(Close::TenantDisabled, "the tenant is disabled or deleted");
         }
         if !self.connections.iter().all(|connection| verifier.admits(&connection.client.identity)) {
             return self.broken(Close::Unauthorized, "the key that signed the token is not the tenant's any more");

@@ -147,6 +147,8 @@ impl Catalog {
                     draft.add(StateKey::stored(keys::TENANT_COUNT), -1);
                     None
                 }
+                // Nothing to tell of, and nothing for nodes to do.
+                (Some(wanted), Some(before)) if wanted == *before => return Ok(Some(wanted)),
                 (Some(wanted), before) => {
                     if before.is_none() {
                         self.room_for_a_tenant().await?;

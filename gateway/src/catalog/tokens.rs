@@ -142,6 +142,13 @@ impl Catalog {
     /// Makes a token. The text is shown once: nothing keeps it.
     pub async fn create_token(&self, by: &Actor, new: NewToken) -> Result<(TokenRecord, String), CatalogError> {
         new.check()?;
+        if let Some(tenant) = &new.tenant
+            && self.file_of(tenant).is_none()
+            && self.tenant(tenant).await?.is_none()
+        {
+            // Whoever makes that tenant later is not meant: the token would never be good.
+            return Err(CatalogError::NotFound { what: "tenant", name: tenant.to_string() });
+        }
         let tokens = self.tokens().await?;
         let count = tokens.len();
         if tokens.iter().any(|token| token.name == new.name) {

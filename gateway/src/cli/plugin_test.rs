@@ -112,11 +112,17 @@ pub fn run(args: &PluginTestArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A component of so many bytes takes seconds to compile.
+const SLOW_BYTES: usize = 4 << 20;
+
 /// How many scenarios a plugin has, and how many of them came otherwise than expected.
 fn play(runtime: &Runtime, project: &Project, args: &PluginTestArgs) -> Result<(usize, usize), Failure> {
     let unusable = |error: &dyn std::fmt::Display| Failure::Mistakes(super::remote::plain(&error.to_string()));
     let cache = project.cache.clone().map(|dir| CodeCache { dir, bytes_max: CACHE_BYTES });
     let runner = Runner::new(cache).map_err(|error| unusable(&error))?;
+    if !args.json && project.tested.component.len() >= SLOW_BYTES {
+        output::note(&format!("{}: being compiled, if it has changed", project.tested.name));
+    }
     let mut failed = 0;
     for scenario in &project.scenarios {
         let played = runtime.block_on(runner.run(&project.tested, scenario)).map_err(|error| unusable(&error))?;

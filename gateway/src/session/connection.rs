@@ -186,7 +186,7 @@ impl Session {
             return Err(refused(Close::Unauthorized, text));
         };
         if tenant.settings().disabled {
-            return Err(refused(Close::TenantDisabled, "the tenant is disabled"));
+            return Err(refused(Close::TenantDisabled, "the tenant is disabled or deleted"));
         }
         // Who came without a token stays the same in all namespaces.
         let known = || self.connections.first().map(|connection| connection.client.identity.clone());

@@ -215,6 +215,8 @@ fn a_mistake_in_javascript_is_named_with_its_file_and_line() {
     assert!(error.contains("node:fs") && error.contains("what may be imported"), "{error}");
     let error = broken("src/plugin.js", &|text| text.replace("plugin/rooms@", "plugin/room@"));
     assert!(error.contains("plugin/room@0.1.0") && error.contains("presence, rooms, state"), "{error}");
+    let error = broken("package.json", &|text| text.replace("timed-handler", "handler"));
+    assert!(error.contains("`timerEvents`") && error.contains("timed-handler or full-handler"), "{error}");
     let error = broken("package.json", &|text| text.replace("timed-handler", "handlers"));
     assert!(error.contains("`postern.world`") && error.contains("timed-handler"), "{error}");
     let error = broken("package.json", &|text| text.replace("componentize-js", "nothing"));

@@ -142,6 +142,7 @@ fn every_expectation_that_does_not_hold_is_told_with_the_difference() {
         ("fired", format!("{pass}expect.fired = [\"u\"]"), vec![r#"- "u""#, r#"+ "t""#]),
         ("state", format!("{count}expect.state = {{ n = 2 }}"), vec![r#"- {"n":2}"#, r#"+ {"n":1}"#]),
         ("state_absent", format!("{count}expect.state_absent = [\"n\"]"), vec![r#"+ {"n":1}"#]),
+        ("timers", format!("{timer}expect.timers = {{}}"), vec!["- {}", r#"+ {"t":"1 s"}"#]),
         ("timers", format!("{timer}expect.timers = {{ t = \"2s\" }}"), vec![r#"- {"t":"2 s"}"#, r#"+ {"t":"1 s"}"#]),
         (
             "logged",
@@ -153,7 +154,11 @@ fn every_expectation_that_does_not_hold_is_told_with_the_difference() {
         ("keep", format!("{count}keep.id = \"/id\""), vec![r#"- "/id""#, "+ 1"]),
         // What nobody said anything of is not overlooked either.
         ("ended", order("refuse"), vec![r#"- "ok""#, r#"+ {"refused":{"code":"refused""#]),
-        ("ended", order("fatal"), vec![r#"- "ok""#, r#"+ {"failed":"fatal""#]),
+        (
+            "ended",
+            order("fatal"),
+            vec![r#"- "ok""#, r#"+ {"failed":"fatal""#, "logged    error: the gateway: plugin `"],
+        ),
         ("ended", "[[steps]]\nhttp = \"unheard of\"\n".to_owned(), vec![r#"- "ok""#, r#"+ {"failed":"fatal""#]),
     ];
     let mut files = Files::new();

@@ -70,8 +70,9 @@ pub(super) fn build(dir: &Path, out: Option<&Path>, progress: &mut dyn FnMut(&st
     let name = workshop::file_name(dir, "`name` in package.json", plain)?;
     let world = workshop::world(dir, "`postern.world` in package.json", manifest.postern.world.as_deref())?;
     let shop = Workshop::open(dir)?;
-    let entry = entry(&manifest.main, &world);
-    let made_of = shop.made_of(&[GUARD, DRIVER, &entry, &world.name])?;
+    let entry = entry(&manifest.main, &world, &workshop::elsewhere(dir, &world)?);
+    let ours = [GUARD, DRIVER, &entry, &world.name];
+    let made_of = shop.made_of(&ours)?;
     let out = shop.out(out);
     if let Some(component) = workshop::made_before(&out, &name, &made_of) {
         progress(&format!("{name}: nothing has changed"));
@@ -85,6 +86,8 @@ pub(super) fn build(dir: &Path, out: Option<&Path>, progress: &mut dyn FnMut(&st
         npm.args(["--silent", "build"]);
         run::run(npm, &mut |_| {}, progress).map_err(|error| workshop::source_error(&name, error))?;
     }
+    // A first installation writes the lock file, and `build` writes what it makes: both are there the next time.
+    let made_of = shop.made_of(&ours)?;
     if !shop.dir.join(&manifest.main).is_file() {
         return Err(shop.no_plugin(&format!("`main` in package.json is {:?}, which is no file", manifest.main)));
     }
@@ -110,11 +113,16 @@ fn read(dir: &Path) -> Result<Manifest, BuildError> {
     Ok(manifest)
 }
 
-/// The module that is componentized: the plugin's exports, each of them guarded.
-fn entry(main: &str, world: &World) -> String {
+/// The module that is componentized: the plugin's exports, each of them guarded. `elsewhere`: interfaces that only other
+/// worlds have, and which.
+fn entry(main: &str, world: &World, elsewhere: &[(String, String)]) -> String {
     let main = main.strip_prefix("./").unwrap_or(main);
-    let mut text = String::from("// Made by `postern plugin build`.\nimport { guarded } from './guard.js';\n");
+    let mut text =
+        String::from("// Made by `postern plugin build`.\nimport { guarded, unwanted } from './guard.js';\n");
     text += &format!("import * as plugin from '../../../{main}';\n");
+    for (interface, worlds) in elsewhere {
+        text += &format!("unwanted(plugin, '{}', '{}', '{worlds}');\n", camel(interface, false), world.name);
+    }
     for export in &world.exports {
         let name = camel(&export.interface, false);
         let functions = workshop::functions(export, |function| camel(function, false));

@@ -18,6 +18,9 @@ const SOURCE_BYTES_MAX: u64 = 64 << 20;
 /// Directories that hold no sources: what was installed or built.
 const NOT_SOURCES: [&str; 4] = ["node_modules", "target", "__pycache__", "venv"];
 
+/// How files end that are no sources: scenarios, and components, which may lie about.
+const NO_SOURCE_ENDINGS: [&str; 2] = [SCENARIO_ENDING, ".wasm"];
+
 /// The longest name of a plugin's package, in bytes.
 const NAME_BYTES_MAX: usize = 64;
 
@@ -84,7 +87,7 @@ impl Workshop {
             }
             if kind.is_dir() {
                 self.gather(&path, files)?;
-            } else if kind.is_file() && !name.to_string_lossy().ends_with(SCENARIO_ENDING) {
+            } else if kind.is_file() && !NO_SOURCE_ENDINGS.iter().any(|end| name.to_string_lossy().ends_with(end)) {
                 files.push(path);
             }
             if files.len() > SOURCES_MAX {
@@ -113,6 +116,26 @@ impl Workshop {
 pub(super) fn made_before(out: &Path, name: &str, made_of: &str) -> Option<Result<Component, BuildError>> {
     let bytes = output::made_before(out, name, made_of)?;
     Some(output::write(out, name, made_of, &bytes))
+}
+
+/// The interfaces that only other worlds have, each with the worlds that have it beside all of `world`; where none has,
+/// with all that have it.
+pub(super) fn elsewhere(dir: &Path, world: &World) -> Result<Vec<(String, String)>, BuildError> {
+    let worlds = worlds().map_err(|why| BuildError::NoPlugin { dir: dir.to_owned(), why })?;
+    let has = |world: &World, interface: &str| world.exports.iter().any(|export| export.interface == interface);
+    let covers = |other: &World| world.exports.iter().all(|export| has(other, &export.interface));
+    let mut found: Vec<(String, String)> = Vec::new();
+    for interface in worlds.iter().flat_map(|world| &world.exports).map(|export| &export.interface) {
+        if has(world, interface) || found.iter().any(|(known, _)| known == interface) {
+            continue;
+        }
+        let with: Vec<&World> = worlds.iter().filter(|other| has(other, interface)).collect();
+        let wider: Vec<&World> = with.iter().copied().filter(|other| covers(other)).collect();
+        let names: Vec<&str> =
+            if wider.is_empty() { &with } else { &wider }.iter().map(|world| world.name.as_str()).collect();
+        found.push((interface.clone(), names.join(" or ")));
+    }
+    Ok(found)
 }
 
 /// The world that a plugin's manifest names; `key` is where it does.

@@ -25,6 +25,11 @@ pub(super) fn played(played: &Played, all: bool) {
     line(&plain(&format!("{word} {plugin}: {scenario}: {count} {steps}, {used}")));
     for one in &played.differences {
         difference(played, one);
+        // What failed unexpectedly says why only there.
+        let step = played.steps.iter().find(|step| step.step == one.step);
+        if one.aspect == "ended" && !all {
+            step.iter().flat_map(|step| &step.logged).for_each(|text| told("logged", text));
+        }
     }
 }
 
@@ -41,9 +46,11 @@ fn difference(played: &Played, one: &Difference) {
     let Difference { step, line: at, what, aspect, expected, happened } = one;
     let place = if *step == 0 { String::new() } else { format!("step {step}: ") };
     line(&plain(&format!("{}:{at}: {place}{what}: {aspect}", played.file)));
+    let is_list = expected.is_array();
     let (expected, happened) = (items(&in_words(aspect, expected)), items(&in_words(aspect, happened)));
-    // What is as expected is shown once.
-    let same = |expected: &Value, is: &Value| expected == is || (expected.is_object() && fits_named(expected, is));
+    // What is as expected is shown once; of a list's elements what is not named may be anything.
+    let same =
+        |expected: &Value, is: &Value| expected == is || (is_list && expected.is_object() && fits_named(expected, is));
     for index in 0..expected.len().max(happened.len()) {
         match (expected.get(index), happened.get(index)) {
             (Some(expected), Some(is)) if same(expected, is) => marked(' ', is),

@@ -26,6 +26,13 @@ const HANDLES_MAX: usize = 64;
 /// Table elements, over all tables of an instance.
 const TABLE_ELEMENTS_ALL_MAX: usize = 2 * TABLE_ELEMENTS_MAX;
 
+/// Parts of the names of functions that only carry a panic out: what comes before them is what panicked.
+const PANICKING: [&str; 6] =
+    ["rust_abort", "rust_panic", "rust_begin_unwind", "rust_start_panic", "core::panicking::", "std::panicking::"];
+
+/// The longest name of a function in the message of a trap, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
 /// Functions named in the message of a trap.
 const FRAMES_TOLD: usize = 4;
 
@@ -299,21 +306,29 @@ fn place(error: &wasmtime::Error) -> String {
         .frames()
         .iter()
         .filter_map(|frame| frame.func_name())
-        .map(|name| tame(&wasmtime_name(name), 128))
+        .map(readable)
+        .skip_while(|name| PANICKING.iter().any(|part| name.contains(part)))
+        .map(|name| tame(&name, NAME_BYTES_MAX))
         .take(FRAMES_TOLD)
         .collect();
     if names.is_empty() { String::new() } else { format!(" in {}", names.join(" < ")) }
 }
 
-/// A mangled Rust name without its hash says enough; others are told as they are.
-fn wasmtime_name(name: &str) -> String {
-    let short = name.rsplit_once("17h").map_or(name, |(short, _)| short);
-    short.strip_prefix("_ZN").unwrap_or(short).to_owned()
+/// A function's name as its source has it.
+fn readable(name: &str) -> String {
+    format!("{:#}", rustc_demangle::demangle(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_functions_are_those_of_the_source() {
+        assert_eq!(readable("_RNvCs1234_7mycrate3foo"), "mycrate::foo");
+        assert_eq!(readable("_ZN7harmful4trap17h0123456789abcdefE"), "harmful::trap");
+        assert_eq!(readable("handle plugin.py:7"), "handle plugin.py:7");
+    }
 
     #[test]
     fn memory_is_counted_over_all_memories_and_given_back_when_growing_fails() {

@@ -32,7 +32,7 @@ pub(super) async fn permitted(
         return Err(Denied::new(StatusCode::UNAUTHORIZED, "unauthorized", text));
     };
     if settings.disabled {
-        return Err(Denied::new(StatusCode::FORBIDDEN, "tenant_disabled", "the tenant is disabled"));
+        return Err(Denied::new(StatusCode::FORBIDDEN, "tenant_disabled", "the tenant is disabled or deleted"));
     }
     if let Some(right) = route.right.filter(|right| !may.contains(right)) {
         let has = may.iter().map(|right| right.word()).collect::<Vec<_>>().join(", ");

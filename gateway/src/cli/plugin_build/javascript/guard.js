@@ -9,6 +9,13 @@ const RealDate = Date;
 let started = false;
 let chance = 0n;
 
+// An interface that the plugin's world does not have must not be exported: nobody would ever call it.
+export function unwanted(plugin, name, world, others) {
+  if (name in plugin) {
+    throw new Error(`the plugin exports \`${name}\`, which its world ${world} does not have: set postern.world in package.json to ${others}`);
+  }
+}
+
 // The functions of one interface that the plugin exports. `canFail`: may they answer `failure`?
 export function guarded(plugin, name, functions, canFail) {
   const its = plugin[name];
