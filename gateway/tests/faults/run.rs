@@ -145,6 +145,11 @@ fn one(settings: &Settings, fault: &'static Fault, stage: &mut Stage, dir: &Path
         eprintln!("  not everything came to rest: {settled}");
     }
     wait_for_visitors(world, swarm, &reader);
+    // What was decided last may be on its way: what is published behind it shows that it came.
+    let settled = swarm.settle(SETTLE_MAX);
+    if settled["marked"] != true {
+        eprintln!("  what was decided last did not come to rest: {settled}");
+    }
     let presence = presence(world, swarm, ghosts_max(settings, fault.ghosts));
     let concluded = swarm.conclude();
     let logs = reader.finish();
