@@ -36,7 +36,7 @@ mod tests;
 pub use admin::AdminLimits;
 pub use document::{DOCUMENT_BYTES_MAX, plugin_from_json, tenant_from_json};
 pub use scenario::{ENDING as SCENARIO_ENDING, scenario, unusable};
-pub use secrets::{NOT_SHOWN, SET, only_names, without_secrets};
+pub use secrets::{NOT_SHOWN, SET, only_names, without_secrets, without_secrets_since};
 use source::{Document, Given, Report, Section, read_text};
 pub use source::{Mistake, Mistakes, Place};
 pub use tenant::role_name;

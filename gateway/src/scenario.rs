@@ -36,6 +36,9 @@ pub const ADVANCE_MS_MAX: Millis = 10 * 366 * 86_400_000;
 /// Steps that one scenario may have.
 pub const STEPS_MAX: usize = 1_000;
 
+/// The word of a step that could not be done, such as one of somebody who is not there.
+pub const IMPOSSIBLE: &str = "impossible";
+
 /// A text that stands for any value where something is expected.
 pub const ANY: &str = "${any}";
 

@@ -18,14 +18,14 @@ pub use plugin_limits::PluginLimits;
 /// The longest tenant name, in bytes.
 pub const TENANT_NAME_BYTES_MAX: usize = 32;
 
-/// A tenant's name: `[a-z0-9-]`, 1 to 32 of them.
+/// A tenant's name: 1 to 32 of [`NAME_FORM`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TenantId(Arc<str>);
 
 /// A text that is no tenant name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a tenant's name is 1 to {TENANT_NAME_BYTES_MAX} of `a-z`, `0-9` and `-`, not {0:?}")]
+#[error("a tenant's name is 1 to {TENANT_NAME_BYTES_MAX} of {NAME_FORM}, not {0:?}")]
 pub struct TenantNameError(String);
 
 impl TenantId {
@@ -45,10 +45,32 @@ impl TenantId {
     }
 }
 
-/// Is it 1 to `bytes_max` of `a-z`, `0-9` and `-`? The form of tenant and plugin names.
+/// What a name must be, after its length: for those whose name is not taken.
+pub const NAME_FORM: &str = "`a-z`, `0-9` and `-`, which is neither first nor last";
+
+/// Is it 1 to `bytes_max` of [`NAME_FORM`]? The form of tenant and plugin names: a command line does not take it for an
+/// option, and it can be a part of a host's name.
 pub fn is_name(name: &str, bytes_max: usize) -> bool {
     (1..=bytes_max).contains(&name.len())
+        && !name.starts_with('-')
+        && !name.ends_with('-')
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+#[cfg(test)]
+mod names {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_by_no_command_line_for_an_option() {
+        for name in ["a", "7", "a-b", "green-valley", &"x".repeat(32)] {
+            assert!(TenantId::parse(name).is_ok(), "{name:?}");
+        }
+        for name in ["", "-", "-a", "a-", "A", "a_b", "a.b", "ä", "a b", &"x".repeat(33)] {
+            let error = TenantId::parse(name).unwrap_err().to_string();
+            assert!(error.contains("neither first nor last") && error.contains(name), "{error}");
+        }
+    }
 }
 
 impl TryFrom<String> for TenantId {
@@ -131,7 +153,7 @@ pub const BACKEND_TOKEN_ID: &str = "backend_token";
 /// A key of the tenant's HTTP API.
 #[derive(Clone)]
 pub struct ApiKey {
-    /// Its name: `[a-z0-9-]`, 1 to 64 of them.
+    /// Its name: 1 to 64 of [`NAME_FORM`].
     pub id: Arc<str>,
     /// The SHA-256 of what is sent as the bearer token.
     pub digest: [u8; 32],
@@ -315,7 +337,7 @@ impl fmt::Debug for Secret {
 /// One component of a tenant.
 #[derive(Debug, Clone)]
 pub struct PluginSettings {
-    /// Its name within the tenant: `[a-z0-9-]`, 1 to 64 of them.
+    /// Its name within the tenant: 1 to 64 of [`NAME_FORM`].
     pub name: Arc<str>,
     /// What it does.
     pub role: Role,

@@ -11,7 +11,7 @@ use super::store::Draft;
 use super::{Actor, Catalog, CatalogError, PAGE_MAX, PluginRecord, keys};
 use crate::client::random_id;
 use crate::commit::{Millis, now_ms};
-use crate::config::{only_names, without_secrets};
+use crate::config::{only_names, without_secrets, without_secrets_since};
 use crate::tenant::TenantId;
 
 /// How long audit records are kept, in milliseconds: 400 days.
@@ -176,7 +176,7 @@ impl Draft<'_> {
             what: what.into(),
             subject: subject.into(),
             before: brief(without_secrets(before), SIDE_BYTES_MAX),
-            after: brief(without_secrets(after), SIDE_BYTES_MAX),
+            after: brief(without_secrets_since(before, after), SIDE_BYTES_MAX),
         };
         if let Some(tenant) = tenant {
             self.put_bytes(keys::audit_of(tenant, &record.id), "{}".into(), Some(AUDIT_KEPT_MS));

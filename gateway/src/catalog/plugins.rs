@@ -11,7 +11,7 @@ use super::{
 };
 use crate::commit::now_ms;
 use crate::config::{Mistakes, plugin_from_json, role_name, tenant_from_json};
-use crate::tenant::{PluginSettings, Role, TenantId, is_name};
+use crate::tenant::{NAME_FORM, PluginSettings, Role, TenantId, is_name};
 
 /// Versions that are remembered as having run before.
 pub const PREVIOUS_KEPT_MAX: usize = 10;
@@ -70,7 +70,7 @@ impl Catalog {
     pub(super) async fn find(&self, tenant: &TenantId, name: &str) -> Result<Found<'_>, CatalogError> {
         self.writable(tenant)?;
         if !is_name(name, PLUGIN_NAME_BYTES_MAX) {
-            let must = format!("a plugin's name is 1 to {PLUGIN_NAME_BYTES_MAX} of `a-z`, `0-9` and `-`, not {name:?}");
+            let must = format!("a plugin's name is 1 to {PLUGIN_NAME_BYTES_MAX} of {NAME_FORM}, not {name:?}");
             return Err(CatalogError::Invalid(vec![must]));
         }
         let mut draft = self.draft();

@@ -16,6 +16,7 @@ use super::Failure;
 use super::output::{cell, json as print_json, line, size, table, time};
 use super::plugin_build::contract;
 use super::remote::{Remote, TenantArgs, part, plain};
+use super::tenant::{assignment, put};
 use crate::config::Environment;
 use crate::decision::plugin::digest;
 
@@ -42,13 +43,15 @@ Examples:
     Inspect(InspectArgs),
     /// Change what a plugin is for, or what it is told.
     #[command(after_help = "\
-What is not named stays as it is; --setting replaces all settings, --event all events.
+What is not named stays as it is; --setting replaces all settings, --event all events. KEY=VALUE is everything else
+that [[plugins]] of a tenant's file can say: a value that is JSON is taken as JSON, null takes the key back to its default.
 
 Examples:
   postern plugin set word-filter --setting words=3 --setting language=en
-  postern plugin set audit --event 'message:*' --instances warm
+  postern plugin set audit --event 'message:*' --instances warm warm_max=8 warm_calls_max=10000
+  postern plugin set word-filter call_limits.cpu_ms=20 call_limits.memory_bytes=null
   postern plugin set word-filter --auto-rollback true")]
-    Set(SetArgs),
+    Set(Box<SetArgs>),
     /// Roll a version out to all nodes.
     #[command(after_help = "\
 One line for each node tells how far it is. Events in flight end on the version that they began with.
@@ -128,6 +131,9 @@ pub struct SetArgs {
     /// Which, whose.
     #[command(flatten)]
     pub name: NameArgs,
+    /// Something else by its full key, such as warm_max=8 or call_limits.cpu_ms=20.
+    #[arg(value_name = "KEY=VALUE", value_parser = assignment)]
+    pub options: Vec<(String, Value)>,
     /// What it does: authorizer, router or handler. Makes the plugin if there is none of that name.
     #[arg(long, value_name = "ROLE")]
     pub role: Option<String>,
@@ -369,6 +375,7 @@ fn read_component(file: &Path) -> Result<Vec<u8>, Failure> {
 fn set(args: &SetArgs, env: &dyn Environment) -> Result<(), Failure> {
     let (remote, tenant) = Remote::of_tenant(&args.name.of, env)?;
     let mut body = Map::new();
+    args.options.iter().for_each(|(key, value)| put(&mut body, key, value.clone()));
     let mut say = |name: &str, value: Option<Value>| body.extend(value.map(|value| (name.to_owned(), value)));
     say("role", args.role.clone().map(Value::from));
     say("events", (!args.events.is_empty()).then(|| args.events.clone().into()));

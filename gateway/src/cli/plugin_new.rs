@@ -94,7 +94,8 @@ pub fn new(dir: &Path, language: Language) -> Result<Vec<PathBuf>, Failure> {
     let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     if !is_name(name, NAME_BYTES_MAX) || !name.starts_with(|first: char| first.is_ascii_lowercase()) {
         return Err(Failure::Usage(format!(
-            "a plugin is named after its directory: 1 to {NAME_BYTES_MAX} of `a-z`, `0-9` and `-`, a letter first, not {name:?}"
+            "a plugin is named after its directory: 1 to {NAME_BYTES_MAX} of `a-z`, `0-9` and `-`, a letter first and no `-` \
+             last, not {name:?}"
         )));
     }
     let files: Vec<_> = language.files().iter().chain(&CONTRACT).map(|(path, text)| (dir.join(path), *text)).collect();

@@ -11,7 +11,7 @@ use super::{Failure, output};
 use crate::config::{self, Mistake, Mistakes, SCENARIO_ENDING, unusable};
 use crate::decision::plugin::CodeCache;
 use crate::scenario::{Played, Runner, Scenario, Tested};
-use crate::tenant::{Role, is_name};
+use crate::tenant::{NAME_FORM, Role, is_name};
 
 mod print;
 
@@ -146,10 +146,7 @@ fn project(plugin: &Path, args: &PluginTestArgs, mistakes: &mut Vec<Mistake>) ->
     let is_file = plugin.extension().is_some_and(|extension| extension == "wasm");
     let (path, name) = if is_file { (plugin.to_owned(), stem(plugin)) } else { build(plugin)? };
     if !is_name(&name, NAME_BYTES_MAX) {
-        let text = format!(
-            "{}: a plugin's name is 1 to {NAME_BYTES_MAX} of `a-z`, `0-9` and `-`, not {name:?}",
-            path.display()
-        );
+        let text = format!("{}: a plugin's name is 1 to {NAME_BYTES_MAX} of {NAME_FORM}, not {name:?}", path.display());
         return Err(Failure::Usage(text));
     }
     let component =

@@ -5,14 +5,16 @@ mod settings;
 
 use std::path::PathBuf;
 
+pub(super) use settings::{assignment, put};
+
 use clap::{Args, Subcommand};
 use hyper::Method;
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::output::{cell, json as print_json, line, table};
+use super::output::{cell, json as print_json, line, table, time};
 use super::plugin::done;
-use super::remote::{Remote, RemoteArgs, TenantArgs, part};
+use super::remote::{Remote, RemoteArgs, TenantArgs, part, plain};
 use crate::config::Environment;
 
 /// What can be done with tenants.
@@ -65,7 +67,7 @@ Examples:
 /// What to make.
 #[derive(Debug, Clone, Args)]
 pub struct CreateArgs {
-    /// Its name: 1 to 32 of `a-z`, `0-9` and `-`.
+    /// Its name: 1 to 32 of `a-z`, `0-9` and `-`, which is neither first nor last.
     #[arg(value_name = "TENANT")]
     pub tenant: String,
     /// What it begins with.
@@ -200,7 +202,28 @@ fn list(args: &ListArgs, env: &dyn Environment) -> Result<(), Failure> {
 
 fn show(args: &NameArgs, env: &dyn Environment) -> Result<(), Failure> {
     let (remote, tenant) = args.remote(env)?;
-    print_json(&remote.get(&path(&tenant))?);
+    let answer = remote.get(&path(&tenant))?;
+    if remote.json {
+        print_json(&answer);
+        return Ok(());
+    }
+    let state = if answer["disabled"] == true { "disabled" } else { "in service" };
+    let changed = time(&answer["changed_ms"]);
+    let mut rows = vec![("name".to_owned(), cell(&answer["name"])), ("source".to_owned(), cell(&answer["source"]))];
+    rows.push(("state".to_owned(), state.to_owned()));
+    rows.extend((!changed.is_empty()).then(|| ("changed".to_owned(), changed)));
+    settings::flat("", &answer["settings"], &mut rows);
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in rows {
+        if !line(&plain(&format!("{name:width$}  {value}"))) {
+            return Ok(());
+        }
+    }
+    for (kind, word) in [("mistakes", "mistake"), ("warnings", "warning"), ("troubles", "trouble")] {
+        for text in answer[kind].as_array().into_iter().flatten() {
+            line(&plain(&format!("{word}: {}", cell(text))));
+        }
+    }
     Ok(())
 }
 
@@ -241,7 +264,7 @@ fn usage(args: &UsageArgs, env: &dyn Environment) -> Result<(), Failure> {
             let used: Vec<_> =
                 used.as_object().into_iter().flatten().map(|(what, count)| format!("{what} {count}")).collect();
             let text = format!("{}  {plugin}  {}", cell(&day["day"]), used.join(", "));
-            if !line(&super::remote::plain(&text)) {
+            if !line(&plain(&text)) {
                 return Ok(());
             }
         }

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::context::{Context, secret_of_environment, strength};
 use super::source::{Given, Report, Section};
-use crate::tenant::{ApiKey, ApiRight, Secret, is_name};
+use crate::tenant::{ApiKey, ApiRight, NAME_FORM, Secret, is_name};
 
 /// A key's secret shorter than this can be guessed, in bytes.
 const SECRET_BYTES_MIN: usize = 32;
@@ -55,7 +55,7 @@ fn api_key(mut given: Section<'_>, context: &Context<'_>, report: &mut Report) -
     };
     let name = id.string(report)?;
     if !is_name(&name, ID_BYTES_MAX) {
-        id.wrong(format_args!("must be 1 to {ID_BYTES_MAX} of `a-z`, `0-9` and `-`"), report);
+        id.wrong(format_args!("must be 1 to {ID_BYTES_MAX} of {NAME_FORM}"), report);
         return None;
     }
     let may = rights(&may, report)?;

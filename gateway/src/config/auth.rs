@@ -98,9 +98,21 @@ fn keys(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> 
     let mut keys: Vec<(Place, VerifyingKey)> = Vec::new();
     for section in given.sections("keys", report) {
         let at = section.at.clone();
+        let id = section.iter().find(|(name, _)| *name == "id").and_then(|(_, id)| id.string(&mut Report::default()));
+        let before = report.mistakes.len();
         if let Some(key) = written_key(section, context, report) {
+            if let Some((_, other)) =
+                keys.iter().find(|(_, other)| other.id != key.id && other.material == key.material)
+            {
+                let other = other.id.as_deref().unwrap_or_default();
+                let problem = format!(
+                    "is the same key as that of the id {other:?}: taking one of them away would keep nobody out"
+                );
+                report.mistake(at.clone(), problem);
+            }
             keys.push((at, key));
         }
+        named(id.as_deref(), before, context, report);
     }
     let written = keys.len();
     let mut source = None;
@@ -116,7 +128,9 @@ fn keys(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> 
         if let Some(id) = key.id.as_ref().filter(|id| !ids.insert((*id).clone())) {
             report.mistake(at.clone(), format!("the key id {id:?} is given twice"));
         }
+        let before = report.mistakes.len();
         check(key, at, context, report);
+        named(key.id.as_deref(), before, context, report);
     }
     for algorithm in ALGORITHMS {
         let count = keys.iter().filter(|(_, key)| key.algorithm == algorithm).count();
@@ -129,6 +143,14 @@ fn keys(given: &mut Section<'_>, context: &Context<'_>, report: &mut Report) -> 
     let mut keys: Vec<_> = keys.into_iter().map(|(_, key)| key).collect();
     let of_the_set = keys.split_off(written);
     (keys, source.map(|source| KeySet { source, keys: of_the_set }).into_iter().collect())
+}
+
+/// Mistakes in a key of a document, which has no lines and whose keys are put one by one, say in which.
+fn named(id: Option<&str>, from: usize, context: &Context<'_>, report: &mut Report) {
+    let Some(id) = id.filter(|_| !context.of_a_file) else { return };
+    for mistake in report.mistakes.iter_mut().skip(from) {
+        mistake.problem = format!("of the key {id:?}: {}", mistake.problem);
+    }
 }
 
 /// One `[[auth.keys]]`.

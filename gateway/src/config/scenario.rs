@@ -43,7 +43,7 @@ const CONFLICTS_MAX: u64 = 64;
 /// All that is wrong with it.
 pub fn scenario(path: &Path, tested: &str, role: Role) -> Result<Scenario, Mistakes> {
     let mut report = Report::default();
-    let text = read_text(path, &mut report).unwrap_or_default();
+    let Some(text) = read_text(path, &mut report) else { return Err(Mistakes(report.mistakes)) };
     let source: Arc<str> = path.display().to_string().into();
     let document = Document::parse(&source, &text, &mut report);
     let read = document.map(|document| read(document.root(), path, (tested, role), &mut report));

@@ -38,6 +38,40 @@ pub fn without_secrets(value: &Value) -> Value {
     }
 }
 
+/// The same of a value that stands in the place of `before`: a secret that is another than there says so.
+pub fn without_secrets_since(before: &Value, after: &Value) -> Value {
+    let mut shown = without_secrets(after);
+    mark_changed(before, after, &mut shown);
+    shown
+}
+
+fn mark_changed(before: &Value, after: &Value, shown: &mut Value) {
+    match (after, shown) {
+        (Value::Object(after), Value::Object(shown)) => {
+            for (name, value) in after {
+                let Some((was, shown)) = before.get(name).zip(shown.get_mut(name)) else { continue };
+                if *shown == NOT_SHOWN && was != value {
+                    *shown = format!("{NOT_SHOWN} (changed)").into();
+                } else {
+                    mark_changed(was, value, shown);
+                }
+            }
+        }
+        // Elements with an id are the same wherever they stand.
+        (Value::Array(after), Value::Array(shown)) => {
+            let were = before.as_array().map(Vec::as_slice).unwrap_or_default();
+            for (index, (value, shown)) in after.iter().zip(shown).enumerate() {
+                let id = value.get("id");
+                let was = if id.is_some() { were.iter().find(|was| was.get("id") == id) } else { were.get(index) };
+                if let Some(was) = was {
+                    mark_changed(was, value, shown);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// A plugin's own settings for whoever may not see them: which there are. Their names are free, so that no word tells
 /// which of them are secrets; a digest of a short value would be as good as the value.
 pub fn only_names(settings: &Value) -> Value {
@@ -92,6 +126,15 @@ mod tests {
         assert_eq!(shown["api_keys"][0], json!({"id": "a", "secret": NOT_SHOWN}));
         assert_eq!(shown["api_keys"][1], json!({"id": "b", "secret_sha256": NOT_SHOWN}), "short secrets are guessed");
         assert_eq!(shown["limits"], settings["limits"]);
+    }
+
+    #[test]
+    fn a_secret_that_is_another_than_before_says_so() {
+        let before = json!({ "auth": { "keys": [{ "id": "a", "secret": "1" }, { "id": "b", "secret": "2" }] }, "backend_token": "t" });
+        let after = json!({ "auth": { "keys": [{ "id": "b", "secret": "3" }, { "id": "a", "secret": "1" }, { "id": "c", "pem": "p" }] }, "backend_token": "t" });
+        let shown = without_secrets_since(&before, &after);
+        let keys = json!([{ "id": "b", "secret": "(secret) (changed)" }, { "id": "a", "secret": NOT_SHOWN }, { "id": "c", "pem": NOT_SHOWN }]);
+        assert_eq!(shown, json!({ "auth": { "keys": keys }, "backend_token": NOT_SHOWN }));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::source::{Document, Given, Report, Section, read_text};
 use crate::event::EVENT_NAME_BYTES_MAX;
 use crate::room::Room;
 use crate::tenant::{
-    CallLimits, Instances, Pattern, PluginSettings, Role, Secret, Tenant, TenantId, WarmLimits, is_name,
+    CallLimits, Instances, NAME_FORM, Pattern, PluginSettings, Role, Secret, Tenant, TenantId, WarmLimits, is_name,
 };
 
 /// The longest name of a plugin, in bytes.
@@ -284,7 +284,7 @@ fn plugin_name(given: &Given<'_>, report: &mut Report) -> Option<String> {
     if is_name(&name, PLUGIN_NAME_BYTES_MAX) {
         return Some(name);
     }
-    given.wrong(format_args!("must be 1 to {PLUGIN_NAME_BYTES_MAX} of `a-z`, `0-9` and `-`"), report);
+    given.wrong(format_args!("must be 1 to {PLUGIN_NAME_BYTES_MAX} of {NAME_FORM}"), report);
     None
 }
 

@@ -331,6 +331,12 @@ fn keys_that_cannot_verify_anything_are_mistakes_and_show_no_secret() {
             format!("[[auth.keys]]\nid = \"k\"\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n").repeat(2),
             &["auth.keys[1]: the key id \"k\" is given twice"],
         ),
+        (
+            ["k", "l"]
+                .map(|id| format!("[[auth.keys]]\nid = \"{id}\"\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n"))
+                .concat(),
+            &["auth.keys[1]: is the same key as that of the id \"k\""],
+        ),
     ] {
         let mistake = mistake(&keys(&text));
         assert_says(&mistake, parts);

@@ -15,6 +15,9 @@ const RELAY: &str = "relay";
 /// What a router answers to have an event published unchanged to everyone in its namespace.
 const BROADCAST: &str = "broadcast";
 
+/// What is told of an event that nothing handles.
+pub const UNKNOWN_EVENT: &str = "unknown_event";
+
 /// When it is worth trying again where a component cannot run, in milliseconds.
 const UNAVAILABLE_RETRY_MS: u64 = 5_000;
 
@@ -167,7 +170,7 @@ impl Pipeline {
             .collect();
         if handlers.is_empty() {
             let text = format!("nothing handles the event {:?}", event.name);
-            return Err(CallError::Refused(Refusal::new("unknown_event", text)));
+            return Err(CallError::Refused(Refusal::new(UNKNOWN_EVENT, text)));
         }
         Ok(Route::Handlers(handlers))
     }

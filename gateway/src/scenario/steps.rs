@@ -10,15 +10,17 @@ use super::members::Connection;
 use super::record::{Ended, Happened, answer};
 use super::runner::RunnerError;
 use super::stage::Stage;
-use super::{Action, Scenario, TIMERS_PER_ADVANCE_MAX};
+use super::{Action, IMPOSSIBLE, Scenario, TIMERS_PER_ADVANCE_MAX};
 use crate::commit::{Commit, CommitId, Effect, Grant, Millis, StateKey, Who};
 use crate::decision::farewell::Farewell;
+use crate::decision::pipeline::UNKNOWN_EVENT;
+use crate::decision::plugin::Plugin;
 use crate::decision::verdict::Verdict;
 use crate::decision::{Accepted, Decided, Input, Undecided};
 use crate::engine::Engine as _;
 use crate::event::{Event, Payload};
 use crate::room::Room;
-use crate::tenant::Limits;
+use crate::tenant::{Limits, Pattern};
 
 /// What a connection that a handler ends is told.
 const ENDED_BY_A_HANDLER: &str = "disconnected";
@@ -282,6 +284,20 @@ impl Stage {
             Box::pin(self.depart(&connection, ENDED_BY_A_HANDLER)).await?;
         }
         let word = self.read_journal();
+        let by_patterns = self.pipeline.router.is_none();
+        if by_patterns && matches!(&result, Err(Undecided::Refused(refusal)) if refusal.code == UNKNOWN_EVENT) {
+            let handlers = self.pipeline.handlers.iter();
+            let patterns = |(plugin, patterns): &(Arc<Plugin>, Vec<Pattern>)| {
+                let patterns: Vec<_> = patterns.iter().map(|pattern| format!("{:?}", pattern.0)).collect();
+                format!(
+                    "{} handles {}",
+                    plugin.name,
+                    if patterns.is_empty() { "none".into() } else { patterns.join(", ") }
+                )
+            };
+            let known = handlers.map(patterns).collect::<Vec<_>>().join("; ");
+            self.happened.logged.push(format!("info: the gateway: of events, {known}"));
+        }
         Ok(match result {
             Ok(decided) => {
                 if let Some(reply) = &decided.reply {
@@ -307,7 +323,7 @@ fn window() -> Millis {
 
 /// A step that cannot be done as it is written.
 fn impossible(message: String) -> Ended {
-    Ended::Failed { word: "impossible".into(), message }
+    Ended::Failed { word: IMPOSSIBLE.into(), message }
 }
 
 fn room(namespace: &str, name: &str) -> Result<Room, Ended> {
@@ -330,9 +346,13 @@ fn inside(args: &Value) -> String {
 
 /// Milliseconds as people say them.
 pub fn duration(ms: Millis) -> String {
-    const UNITS: [(&str, Millis); 4] = [("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1_000)];
-    match UNITS.iter().find(|(_, unit)| ms >= *unit && ms.is_multiple_of(*unit)) {
-        Some((name, unit)) => format!("{} {name}", ms / unit),
-        None => format!("{ms} ms"),
+    const UNITS: [(&str, Millis); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+    let (mut rest, mut text) = (ms, String::new());
+    for (name, unit) in UNITS {
+        if rest >= unit {
+            text += &format!("{}{name}", rest / unit);
+            rest %= unit;
+        }
     }
+    if text.is_empty() { "0s".to_owned() } else { text }
 }

@@ -142,8 +142,8 @@ fn every_expectation_that_does_not_hold_is_told_with_the_difference() {
         ("fired", format!("{pass}expect.fired = [\"u\"]"), vec![r#"- "u""#, r#"+ "t""#]),
         ("state", format!("{count}expect.state = {{ n = 2 }}"), vec![r#"- {"n":2}"#, r#"+ {"n":1}"#]),
         ("state_absent", format!("{count}expect.state_absent = [\"n\"]"), vec![r#"+ {"n":1}"#]),
-        ("timers", format!("{timer}expect.timers = {{}}"), vec!["- {}", r#"+ {"t":"1 s"}"#]),
-        ("timers", format!("{timer}expect.timers = {{ t = \"2s\" }}"), vec![r#"- {"t":"2 s"}"#, r#"+ {"t":"1 s"}"#]),
+        ("timers", format!("{timer}expect.timers = {{}}"), vec!["- {}", r#"+ {"t":"1s"}"#]),
+        ("timers", format!("{timer}expect.timers = {{ t = \"2s\" }}"), vec![r#"- {"t":"2s"}"#, r#"+ {"t":"1s"}"#]),
         (
             "logged",
             format!("{}data = {{ n = 1 }}\nexpect.logged = [\"line 1\"]", order("log_flood")),
@@ -285,7 +285,7 @@ fn all_mistakes_of_all_files_are_told_at_once_with_their_lines() {
         "second",
         "now = \"today\"\n[users.asha]\n[[steps]]\nuser = \"asha\"\nevent = \"join_room\"\n\
          [[steps]]\nhttp = \"x\"\ndata_json = \"{\"\nexpect = { rply = 1 }\n\
-         [[steps]]\nuser = \"asha\"\nevent = \"x\"\ndata = \"${id}\"\nevent_json = 1\n",
+         [[steps]]\nuser = \"asha\"\nevent = \"x\"\ndata = \"${id}\"\nevent_json = 1\nexpect.failed = \"loop\"\n",
     );
     let told = files.run("test-harm", &["--role", "handler"]);
     told.ends(2);
@@ -301,7 +301,8 @@ fn all_mistakes_of_all_files_are_told_at_once_with_their_lines() {
         "second.scenario.toml:9: steps[1].expect.rply: there is no setting `rply` here",
         "second.scenario.toml:10: steps[2]: `${id}` is not kept by an earlier step",
         "second.scenario.toml:14: steps[2].event_json: there is no setting",
-        "11 mistakes",
+        "second.scenario.toml:15: steps[2].expect.failed: must be one of trap, fatal, cpu_time,",
+        "12 mistakes",
     ] {
         told.says(mistake);
     }
@@ -476,6 +477,15 @@ fn a_router_says_which_of_the_plugins_beside_it_sees_an_event() {
 }
 
 #[test]
+fn an_event_that_nothing_handles_is_told_with_those_that_are_handled() {
+    let mut files = Files::new();
+    files.add("slip", "[users.asha]\n[[steps]]\nuser = \"asha\"\nevent = \"visit_aproved\"\n");
+    let told = files.run("visitor-approvals", &[]);
+    told.ends(1).says("nothing handles the event \\\"visit_aproved\\\"");
+    told.says("of events, visitor-approvals handles \"");
+}
+
+#[test]
 fn a_component_can_be_told_that_the_state_is_not_there() {
     let told = harm(
         &scenario(
@@ -569,6 +579,8 @@ fn what_cannot_be_tested_says_why() {
     let harm = components().join("test-harm.wasm").display().to_string();
     let told = tested(&[&harm, "--role", "handler", "--scenario", &path("none.scenario.toml")]);
     told.ends(2).says("none.scenario.toml");
+    told.says("1 mistake");
+    assert!(!told.err.contains("1 mistakes") && !told.err.contains("[[steps]]"), "{}", told.err);
     tested(&[&harm]).ends(64).says("there is no scenario; write tests/NAME.scenario.toml");
     let no_plugin = Path::new(&path("text.wasm")).parent().unwrap().display().to_string();
     tested(&[&no_plugin]).ends(1).says("is no plugin");

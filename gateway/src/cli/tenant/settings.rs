@@ -84,7 +84,7 @@ pub(super) fn set(args: &SetArgs, env: &dyn Environment) -> Result<(), Failure> 
 }
 
 /// Puts a value under a key whose parts are separated by dots.
-fn put(document: &mut Map<String, Value>, key: &str, value: Value) {
+pub(in crate::cli) fn put(document: &mut Map<String, Value>, key: &str, value: Value) {
     match key.split_once('.') {
         None => {
             document.insert(key.to_owned(), value);
@@ -101,7 +101,25 @@ fn put(document: &mut Map<String, Value>, key: &str, value: Value) {
     }
 }
 
-fn assignment(text: &str) -> Result<(String, Value), String> {
+/// Each setting by its full key, as it is changed; tables in arrays as JSON.
+pub(super) fn flat(key: &str, value: &Value, rows: &mut Vec<(String, String)>) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (name, value) in members {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                flat(&key, value, rows);
+            }
+        }
+        Value::Object(_) => {}
+        Value::Array(items) if items.iter().any(Value::is_object) => {
+            items.iter().enumerate().for_each(|(index, item)| rows.push((format!("{key}[{index}]"), item.to_string())));
+        }
+        value => rows.push((key.to_owned(), cell(value))),
+    }
+}
+
+/// A setting on the command line.
+pub(in crate::cli) fn assignment(text: &str) -> Result<(String, Value), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.split('.').any(str::is_empty) => {
             Ok((key.into(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
@@ -131,6 +149,15 @@ mod tests {
             "auth": { "subject_claim": "id" },
         });
         assert_eq!(document, expected);
+    }
+
+    #[test]
+    fn settings_are_shown_by_the_keys_with_which_they_are_changed() {
+        let settings = json!({ "limits": { "connections": 5 }, "relay": ["a", "b"], "auth": { "keys": [{ "id": "k" }] }, "presence": {} });
+        let mut rows = Vec::new();
+        flat("", &settings, &mut rows);
+        let rows: Vec<_> = rows.iter().map(|(key, value)| (&**key, &**value)).collect();
+        assert_eq!(rows, [("auth.keys[0]", "{\"id\":\"k\"}"), ("limits.connections", "5"), ("relay", "a b")]);
     }
 
     #[test]

@@ -4,10 +4,14 @@ use serde_json::{Map, Value, json};
 
 use super::super::source::{Given, Report, Section};
 use super::{arguments, duration, json_text};
-use crate::scenario::{Aspect, Expectation};
+use crate::decision::plugin::FailureKind;
+use crate::scenario::{ANY, Aspect, Expectation, IMPOSSIBLE};
 
 /// Runs of one step that can be expected.
 const RUNS_MAX: u64 = 10_000;
+
+/// Failures that are not a call's: the codes that a client is told, and a step that could not be done.
+const OTHER_FAILURES: [&str; 4] = ["engine_unavailable", "plugin_failed", "plugin_unavailable", IMPOSSIBLE];
 
 /// Reads what is written; reports what is wrong with it.
 type Reader = fn(&Given<'_>, &mut Report) -> Option<Value>;
@@ -21,7 +25,7 @@ pub(super) fn expectations(mut given: Section<'_>, report: &mut Report) -> Vec<E
         (Aspect::Left, |given, report| list(given, membership, report)),
         (Aspect::Disconnected, |given, report| list(given, |item, report| refusal(item, "user", report), report)),
         (Aspect::Refused, |given, report| refusal(given, "code", report)),
-        (Aspect::Failed, text),
+        (Aspect::Failed, failure),
         (Aspect::Fired, |given, report| list(given, text, report)),
         (Aspect::State, |given, report| table(given, |value, report| value.json(report), report)),
         (Aspect::StateAbsent, |given, report| list(given, text, report)),
@@ -62,6 +66,17 @@ fn none(given: &Given<'_>, report: &mut Report) -> Option<Value> {
 
 fn text(given: &Given<'_>, report: &mut Report) -> Option<Value> {
     given.string(report).map(Value::String)
+}
+
+/// The word of a failure.
+fn failure(given: &Given<'_>, report: &mut Report) -> Option<Value> {
+    let word = given.string(report)?;
+    let words: Vec<_> = FailureKind::ALL.iter().map(|kind| kind.word()).chain(OTHER_FAILURES).collect();
+    if word == ANY || words.contains(&&*word) {
+        return Some(word.into());
+    }
+    given.wrong(format_args!("must be one of {}", words.join(", ")), report);
+    None
 }
 
 fn list(given: &Given<'_>, read: Reader, report: &mut Report) -> Option<Value> {

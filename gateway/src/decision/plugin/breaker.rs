@@ -185,7 +185,8 @@ impl Breaker {
             }
             (Phase::Probing, true, Verdict::Broke) => {
                 state.rest = (state.rest * 2).min(millis(limits.rest_max_ms));
-                Some(state.open(now))
+                // What it was opened for first has been told; this one call says that it still holds.
+                Some(Turned { calls: 1, failures: 1, ..state.open(now) })
             }
             // The next one is to see.
             (Phase::Probing, true, Verdict::Unclear) => {
@@ -371,6 +372,15 @@ mod tests {
             assert_eq!(call(&breaker, Verdict::Broke), Some(BreakerState::Open));
             assert_eq!(retry_after(&breaker), longer);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_try_is_told_as_the_one_call_that_it_is() {
+        let breaker = opened();
+        rest(1_000).await;
+        let (pass, _) = breaker.enter(&LIMITS, Instant::now()).unwrap();
+        let turned = pass.end(Verdict::Broke, &LIMITS).unwrap();
+        assert_eq!((turned.state, turned.failures, turned.calls), (BreakerState::Open, 1, 1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -180,6 +180,23 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
+    /// Each of them.
+    pub const ALL: [FailureKind; 13] = [
+        FailureKind::Trap,
+        FailureKind::Fatal,
+        FailureKind::CpuTime,
+        FailureKind::WallTime,
+        FailureKind::Memory,
+        FailureKind::Stack,
+        FailureKind::HostCalls,
+        FailureKind::Output,
+        FailureKind::Start,
+        FailureKind::BadAnswer,
+        FailureKind::NotExported,
+        FailureKind::Quota,
+        FailureKind::Internal,
+    ];
+
     /// The metric's label.
     pub fn word(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@ use hyper::StatusCode;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::tenants::{Subject, subject};
+use super::tenants::{Subject, merge, subject};
 use super::{Asked, Denied, Done, body, ok};
 use crate::catalog::{CatalogError, PluginRecord, Scope};
 use crate::config::{NOT_SHOWN, SET, only_names, role_name, without_secrets};
@@ -255,10 +255,11 @@ impl Wanted {
             plugin.options.retain(|name, _| !name.starts_with("warm_"));
         }
         for (name, value) in &self.options {
+            // As tenants' settings are changed: what is not named stays, within tables as well.
             if value.is_null() {
                 plugin.options.remove(name);
             } else {
-                plugin.options.insert(name.clone(), value.clone());
+                merge(plugin.options.entry(name.clone()).or_insert(Value::Null), value);
             }
         }
         Ok(plugin)

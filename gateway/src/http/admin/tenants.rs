@@ -241,7 +241,7 @@ fn not_shown(value: &Value, path: &str, found: &mut Vec<String>) {
 }
 
 /// RFC 7396: objects are merged, null removes, everything else replaces.
-fn merge(target: &mut Value, patch: &Value) {
+pub(super) fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *target = patch.clone();
         return;

@@ -95,6 +95,24 @@ fn a_tenant_is_made_and_its_plugins_are_pushed_swapped_and_taken_back_while_a_cl
     let echo = listed["plugins"].as_array().unwrap().iter().find(|plugin| plugin["name"] == "echo").unwrap();
     assert_eq!((&echo["active"], echo["versions"].as_array().unwrap().len()), (&json!(1), 2));
 
+    // What the command line has no flag for is set by its key, and shown by it.
+    let set =
+        ["plugin", "set", "echo", "--tenant", "acme", "--instances", "warm", "warm_max=8", "call_limits.cpu_ms=20"];
+    done(&node, &set);
+    done(&node, &["plugin", "set", "echo", "--tenant", "acme", "call_limits.host_calls=99", "warm_calls_max=1000"]);
+    let (told, _) = done(&node, &["plugin", "inspect", "echo", "--tenant", "acme", "--json"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&told["instances"], &told["warm_max"], &told["warm_calls_max"]),
+        (&json!("warm"), &json!(8), &json!(1000))
+    );
+    assert_eq!(told["call_limits"], json!({ "cpu_ms": 20, "host_calls": 99 }), "what is not named stays");
+    let set = ["plugin", "set", "echo", "--tenant", "acme", "--instances", "fresh", "call_limits=null"];
+    done(&node, &set);
+    let (told, _) = done(&node, &["tenant", "show", "acme"]);
+    assert!(told.contains("limits.connections  50\n") && told.contains("in service"), "{told}");
+    assert!(told.contains(r#""secret":"(secret)""#) && !told.contains(&secret("k1")), "{told}");
+
     done(&node, &["plugin", "disable", "echo", "--tenant", "acme"]);
     eventually("nobody handles it", || answered(&mut ws, "ana") != "1");
     done(&node, &["plugin", "enable", "echo", "--tenant", "acme"]);
@@ -133,6 +151,14 @@ fn the_audit_log_says_who_changed_what_before_and_after_and_holds_no_secret() {
     let (status, refusal) = ask(&node, ci, "PUT", "/tenants/acme/keys/k2", Some(&key));
     assert_eq!(status, 409, "{refusal}");
     assert!(refusal["error"]["message"].as_str().unwrap().contains("stands under \"k1\""), "{refusal}");
+    let other = json!({ "algorithm": "HS256", "secret": secret("another") });
+    assert_eq!(ask(&node, ci, "PUT", "/tenants/acme/keys/k1", Some(&other)).0, 200);
+    let told = &audit(&node, "acme")[0]["after"]["settings"]["auth"]["keys"][0];
+    assert_eq!(told["secret"], "(secret) (changed)");
+    let short = json!({ "algorithm": "HS256", "secret": "short" });
+    let (status, refusal) = ask(&node, ci, "PUT", "/tenants/acme/keys/k3", Some(&short));
+    assert_eq!(status, 422, "{refusal}");
+    assert!(refusal.to_string().contains("of the key \\\"k3\\\""), "{refusal}");
     let patch = json!({ "history_on_join": 7, "relay": ["chat:*"] });
     let (status, changed) = ask(&node, ci, "PATCH", "/tenants/acme/settings", Some(&patch));
     assert_eq!((status, &changed["settings"]["history_on_join"]), (200, &json!(7)));
