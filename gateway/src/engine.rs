@@ -247,6 +247,15 @@ pub struct DeadTimer {
     pub why: Arc<str>,
 }
 
+/// An artefact that nobody has stored or kept for some time.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OldArtifact {
+    /// When it was stored or kept last, by the engine's clock, in milliseconds since the Unix epoch.
+    pub last: Millis,
+    /// Its SHA-256.
+    pub digest: String,
+}
+
 /// What a gateway needs of its engine. The promises are in the [module's text](self).
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
@@ -394,13 +403,13 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Artefacts whose digests begin with a byte and that were neither stored nor [kept](Engine::keep_artifacts) for so
     /// many milliseconds, the longest first, at most `limit`. Some that an earlier version stored may be left out.
-    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError>;
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<OldArtifact>, EngineError>;
 
     /// Those of these artefacts that are there are as young as new ones. Their digests begin with the same byte.
     async fn keep_artifacts(&self, digests: &[String]) -> Result<(), EngineError>;
 
-    /// Deletes an artefact, unless it was stored or kept within so many milliseconds. Is it gone?
-    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError>;
+    /// Deletes an artefact, unless it was stored or kept since it was found old. Is it gone?
+    async fn delete_artifact(&self, old: &OldArtifact) -> Result<bool, EngineError>;
 
     /// Is it able to serve now? For readiness.
     async fn ping(&self) -> Result<(), EngineError>;

@@ -1,16 +1,15 @@
 //! Components that no version names any more are deleted, some time after the last one did.
 //!
-//! An upload stores its component before its record, and storing makes it young again, whether or not it was there: so
-//! one that is being uploaded is never old. What a version names is noted with each round ([`Engine::keep_artifacts`]);
-//! so one is deleted only when for [`COMPONENTS_KEPT_MS`] nobody stored it and no round saw it named.
+//! A round first finds the components that are old, then reads which ones are named, and deletes those that are not,
+//! each only if it was not stored or kept since it was found. An upload stores its component before its record, and
+//! storing makes it young again, whether or not it was there: so whatever is named after a round has read the names was
+//! stored after the round has found it, or not long before, and stays; however long the round was held up in between.
+//! What is named is noted with each round ([`Engine::keep_artifacts`]), well before it is old enough to go.
 //!
 //! [`Engine::keep_artifacts`]: crate::engine::Engine::keep_artifacts
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use super::record::decode;
 use super::{Catalog, CatalogError, PluginRecord, keys};
@@ -19,10 +18,10 @@ use crate::commit::Millis;
 /// How long a component stays that no version names, in milliseconds: an hour.
 pub const COMPONENTS_KEPT_MS: Millis = 3_600_000;
 
-/// How long a round may take: well under that, as an upload may begin before it reads the names and end after.
-const ROUND_MAX: Duration = Duration::from_millis(COMPONENTS_KEPT_MS / 4);
+/// How much of that passes before a round notes that a component is still named.
+const NOTED_AT: Millis = 4;
 
-/// Components that are looked at at once.
+/// Components with one first byte that a round looks at, at most: the oldest.
 const COMPONENTS_AT_ONCE: usize = 500;
 
 /// Records that are read at once; each has at most a mebibyte.
@@ -38,25 +37,23 @@ impl Catalog {
     /// # Errors
     /// Also where a record cannot be read: what it names is not known, and nothing is deleted.
     pub async fn collect_components(&self, unnamed_ms: Millis) -> Result<u64, CatalogError> {
-        let end = Instant::now() + ROUND_MAX;
+        let mut old = Vec::new();
+        for first in 0..=u8::MAX {
+            old.extend(self.engine().old_artifacts(first, unnamed_ms, COMPONENTS_AT_ONCE).await?);
+        }
         let named = self.named_components().await?;
         // A catalog that names none may be one that was lost, and come back.
         if named.is_empty() {
             return Ok(0);
         }
-        let mut deleted = 0;
         for first in 0..=u8::MAX {
-            let mut more = true;
-            while more && Instant::now() < end {
-                let old = self.engine().old_artifacts(first, unnamed_ms, COMPONENTS_AT_ONCE).await?;
-                more = old.len() == COMPONENTS_AT_ONCE;
-                let (needed, unneeded): (Vec<_>, Vec<_>) =
-                    old.into_iter().partition(|digest| named.contains(&**digest));
-                self.engine().keep_artifacts(&needed).await?;
-                for digest in unneeded {
-                    deleted += u64::from(self.engine().delete_artifact(&digest, unnamed_ms).await?);
-                }
-            }
+            let aging = self.engine().old_artifacts(first, unnamed_ms / NOTED_AT, COMPONENTS_AT_ONCE).await?;
+            let aging = aging.into_iter().map(|old| old.digest);
+            self.engine().keep_artifacts(&aging.filter(|digest| named.contains(&**digest)).collect::<Vec<_>>()).await?;
+        }
+        let mut deleted = 0;
+        for old in old.iter().filter(|old| !named.contains(&*old.digest)) {
+            deleted += u64::from(self.engine().delete_artifact(old).await?);
         }
         Ok(deleted)
     }

@@ -31,8 +31,8 @@ use self::stream::Streams;
 use self::writer::{BuryJob, CommitJob, ForgetJob, Job, QUEUED_JOBS_MAX, Writer};
 use super::log::Limits;
 use super::{
-    DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
-    Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
+    DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, OldArtifact, Orphan,
+    Outcome, Range, Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
 };
 use crate::client::ConnectionId;
 use crate::commit::{
@@ -492,7 +492,7 @@ impl Engine for EmbeddedEngine {
         self.aside(move |shared| shared.store.artifact(&digest).map_err(engine_error)).await
     }
 
-    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError> {
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<OldArtifact>, EngineError> {
         let before = self.now().saturating_sub(age_ms);
         self.aside(move |shared| shared.store.old_artifacts(first, before, limit).map_err(engine_error)).await
     }
@@ -502,9 +502,9 @@ impl Engine for EmbeddedEngine {
         self.aside(move |shared| shared.store.keep_artifacts(&digests, now).map_err(engine_error)).await
     }
 
-    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError> {
-        let (digest, before) = (digest.to_owned(), self.now().saturating_sub(age_ms));
-        self.aside(move |shared| shared.store.delete_artifact(&digest, before).map_err(engine_error)).await
+    async fn delete_artifact(&self, old: &OldArtifact) -> Result<bool, EngineError> {
+        let old = old.clone();
+        self.aside(move |shared| shared.store.delete_artifact(&old).map_err(engine_error)).await
     }
 
     async fn ping(&self) -> Result<(), EngineError> {

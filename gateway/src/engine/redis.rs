@@ -52,8 +52,8 @@ use self::router::{Route, Router};
 use self::sizes::Sizes;
 use self::url::{Kind, Target};
 use super::{
-    DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, NodeStat, Orphan,
-    Outcome, Range, Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
+    DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Follower, Health, KeyPage, Member, NodeStat,
+    OldArtifact, Orphan, Outcome, Range, Registration, Seat, SeatLimits, Seating, TIMER_LEASE_MS, Tokens,
 };
 use crate::client::ConnectionId;
 use crate::commit::{
@@ -539,7 +539,7 @@ impl Engine for RedisEngine {
         self.stored_artifact(digest).await
     }
 
-    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError> {
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<OldArtifact>, EngineError> {
         self.untouched(first, age_ms, limit).await
     }
 
@@ -548,8 +548,8 @@ impl Engine for RedisEngine {
         self.touch(&digests, true).await
     }
 
-    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError> {
-        self.drop_artifact(digest, age_ms).await
+    async fn delete_artifact(&self, old: &OldArtifact) -> Result<bool, EngineError> {
+        self.drop_artifact(old).await
     }
 
     async fn ping(&self) -> Result<(), EngineError> {

@@ -15,8 +15,8 @@ use crate::commit::{
 };
 use crate::engine::embedded::EmbeddedEngine;
 use crate::engine::{
-    DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, Orphan, Outcome, Range,
-    Registration, Seat, SeatLimits, Seating, Tokens,
+    DeadTimer, DueTimer, Engine, EngineError, Follower, Health, KeyPage, Member, NodeStat, OldArtifact, Orphan,
+    Outcome, Range, Registration, Seat, SeatLimits, Seating, Tokens,
 };
 use crate::quota::Stored;
 use crate::room::Room;
@@ -252,7 +252,7 @@ impl Engine for Recorder {
         self.inner.artifact(digest).await
     }
 
-    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Answer<Vec<String>> {
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Answer<Vec<OldArtifact>> {
         self.inner.old_artifacts(first, age_ms, limit).await
     }
 
@@ -260,8 +260,8 @@ impl Engine for Recorder {
         self.inner.keep_artifacts(digests).await
     }
 
-    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Answer<bool> {
-        self.inner.delete_artifact(digest, age_ms).await
+    async fn delete_artifact(&self, old: &OldArtifact) -> Answer<bool> {
+        self.inner.delete_artifact(old).await
     }
 
     async fn ping(&self) -> Answer<()> {

@@ -102,6 +102,7 @@ macro_rules! engine_suite {
             crate::engine_suite::cases! { $fixture, forgetting:
                 what_a_tenant_has_left_is_forgotten_and_of_nobody_else,
                 nothing_is_forgotten_when_the_guard_has_changed,
+                however_many_are_registered_all_are_forgotten_in_time,
             }
             crate::engine_suite::cases! { $fixture, timers:
                 timers_fire_when_they_are_due_earliest_first,

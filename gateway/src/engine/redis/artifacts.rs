@@ -6,7 +6,7 @@ use bytes::Bytes;
 use super::follow::unexpected;
 use super::{RedisEngine, keys, script, text};
 use crate::commit::Millis;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, OldArtifact};
 
 impl RedisEngine {
     /// See [`Engine::put_artifact`](crate::engine::Engine::put_artifact).
@@ -41,7 +41,12 @@ impl RedisEngine {
     }
 
     /// See [`Engine::old_artifacts`](crate::engine::Engine::old_artifacts).
-    pub(super) async fn untouched(&self, first: u8, age_ms: Millis, limit: usize) -> Result<Vec<String>, EngineError> {
+    pub(super) async fn untouched(
+        &self,
+        first: u8,
+        age_ms: Millis,
+        limit: usize,
+    ) -> Result<Vec<OldArtifact>, EngineError> {
         let times = keys::artifact_times_of(first);
         let link = self.router.to_key(&times).link().await?;
         let (age, limit) = (age_ms.to_string(), limit.to_string());
@@ -50,15 +55,22 @@ impl RedisEngine {
         let Value::Array(digests) = answer.map_err(|e| link.read_error(&e))? else {
             return Err(EngineError::Corrupt("artefacts were not answered with a list".into()));
         };
-        digests.into_iter().map(text).collect()
+        let mut found = digests.into_iter().map(text);
+        let mut old = Vec::new();
+        while let (Some(digest), Some(last)) = (found.next().transpose()?, found.next().transpose()?) {
+            let last = last.parse().map_err(|_| EngineError::Corrupt(format!("{last:?} is no time of an artefact")))?;
+            old.push(OldArtifact { last, digest });
+        }
+        Ok(old)
     }
 
     /// See [`Engine::delete_artifact`](crate::engine::Engine::delete_artifact).
-    pub(super) async fn drop_artifact(&self, digest: &str, age_ms: Millis) -> Result<bool, EngineError> {
+    pub(super) async fn drop_artifact(&self, old: &OldArtifact) -> Result<bool, EngineError> {
+        let digest = &*old.digest;
         let (Some(key), Some(times)) = (keys::artifact(digest), keys::artifact_times(digest)) else { return Ok(false) };
         let link = self.router.to_key(&key).link().await?;
-        let age = age_ms.to_string();
-        let arguments = [digest.as_bytes(), age.as_bytes()];
+        let last = old.last.to_string();
+        let arguments = [digest.as_bytes(), last.as_bytes()];
         let answer = script::DELETE_ARTIFACT.run(&mut link.connection(), &[&key, &times], &arguments).await;
         match answer.map_err(|e| link.write_error(&e))? {
             Value::Int(did) => Ok(did == 1),

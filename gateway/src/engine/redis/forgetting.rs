@@ -1,5 +1,8 @@
 //! What a deleted tenant has left besides its values; and session records, none of which outlives that.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use ::redis::Value;
 
 use super::follow::unexpected;
@@ -9,6 +12,12 @@ use crate::client::ConnectionId;
 use crate::commit::{Commit, CommitId, Effect, Millis, SessionRecord, StateKey, Version};
 use crate::engine::{Engine as _, EngineError};
 use crate::tenant::TenantId;
+
+/// Where a script begins.
+const BEGINNING: &str = "c0";
+
+/// How long deleting rests when connections came in meanwhile.
+const COMING_REST: Duration = Duration::from_millis(100);
 
 /// Connections, and timers of the partition, that one script looks at, about.
 const LOOKED_AT_ONCE: usize = 500;
@@ -25,10 +34,15 @@ impl RedisEngine {
         let (partition, at_once) = (keys.partition().prefix(), LOOKED_AT_ONCE.to_string());
         let view = self.view(tenant).map(|view| format!("={view}")).unwrap_or_default();
         let names = [&*keys.log(), &*keys.meta(), &*keys.value(guard)];
-        let mut cursor = "0".to_owned();
+        let mut cursor = BEGINNING.to_owned();
+        let mut begun_on = None;
         loop {
             let route = self.router.to_tenant(tenant);
             let (link, seen) = (route.link().await?, route.epoch_seen().to_string());
+            // Another server puts the same into another order.
+            if begun_on.replace(link.generation.clone()).is_some_and(|before: Arc<str>| before != link.generation) {
+                BEGINNING.clone_into(&mut cursor);
+            }
             let arguments = [
                 keys.base().as_bytes(),
                 partition.as_bytes(),
@@ -43,7 +57,13 @@ impl RedisEngine {
             match answer.map_err(|e| link.write_error(&e))? {
                 Value::BulkString(word) if word == b"guarded" => return Ok(false),
                 Value::BulkString(word) if word == b"done" => break,
-                Value::BulkString(next) => cursor = String::from_utf8_lossy(&next).into_owned(),
+                Value::BulkString(next) => {
+                    cursor = String::from_utf8_lossy(&next).into_owned();
+                    // Clients that are told to go come back until all nodes know better.
+                    if cursor == BEGINNING {
+                        tokio::time::sleep(COMING_REST).await;
+                    }
+                }
                 other => return Err(unexpected(&other)),
             }
         }

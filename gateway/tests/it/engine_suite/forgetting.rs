@@ -143,3 +143,23 @@ pub(crate) async fn nothing_is_forgotten_when_the_guard_has_changed<F: Fixture>(
     assert!(!acme.engine.forget(&acme.id, &guard(), &now).await.unwrap());
     acme.assert_lives(at).await;
 }
+
+pub(crate) async fn however_many_are_registered_all_are_forgotten_in_time<F: Fixture>() {
+    let fixture = F::start().await;
+    let acme = Tenant::of(fixture.engine(), acme());
+    // More than Redis goes through at once in a table from which most was taken.
+    for hundred in 0..120 {
+        let arrive = |n| {
+            let (id, subject) = (format!("c{hundred}-{n}").as_str().into(), format!("user-{n}").into());
+            Effect::Arrive { id, subject, namespace: "/".into() }
+        };
+        acme.apply(Commit { effects: (0..100).map(arrive).collect(), ..nothing() }).await;
+    }
+    let version = acme.guard().await;
+    let forgotten = async { acme.engine.forget(&acme.id, &guard(), &version).await.unwrap() };
+    let forgotten = tokio::time::timeout(Duration::from_secs(20), forgotten).await;
+    assert!(forgotten.expect("it ends"));
+    for user in ["user:user-0", "user:user-99"] {
+        assert_eq!(acme.count(user).await, 0);
+    }
+}

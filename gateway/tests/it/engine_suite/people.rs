@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use postern::client::ConnectionId;
 use postern::commit::{Grant, Position, PresenceChange, SessionRecord, Who};
-use postern::engine::{EngineError, Member, NodeStat, Range, Registration};
+use postern::engine::{EngineError, Member, NodeStat, OldArtifact, Range, Registration};
 
 use super::*;
 
@@ -407,24 +407,30 @@ pub(crate) async fn an_artifact_is_deleted_only_when_nobody_stored_or_kept_it_fo
     for digest in [&stored, &kept, &old, &elsewhere] {
         one.put_artifact(digest, Bytes::from_static(b"x")).await.unwrap();
     }
-    assert_eq!(one.old_artifacts(0xab, 100, 10).await.unwrap(), [""; 0]);
-    assert!(!one.delete_artifact(&old, 100).await.unwrap());
+    let older = async |first: u8, age_ms| {
+        let mut found: Vec<_> = other.old_artifacts(first, age_ms, 10).await.unwrap();
+        found.sort_by(|a, b| a.digest.cmp(&b.digest));
+        found
+    };
+    assert_eq!(older(0xab, 100).await, []);
     fixture.pass(150).await;
-    let mut found = other.old_artifacts(0xab, 100, 10).await.unwrap();
-    found.sort();
-    assert_eq!(found, [stored.clone(), kept.clone(), old.clone()]);
+    let found = older(0xab, 100).await;
+    assert_eq!(found.iter().map(|old| &old.digest).collect::<Vec<_>>(), [&stored, &kept, &old]);
     assert_eq!(other.old_artifacts(0xab, 100, 2).await.unwrap().len(), 2);
     // What is uploaded again is new, and what is kept, if it is there.
     other.put_artifact(&stored, Bytes::from_static(b"x")).await.unwrap();
     let unknown = digest("ab", "4");
     other.keep_artifacts(&[kept.clone(), unknown.clone()]).await.unwrap();
-    assert_eq!(one.old_artifacts(0xab, 100, 10).await.unwrap(), std::slice::from_ref(&old));
-    for (digest, goes) in [(&stored, false), (&kept, false), (&unknown, false), (&old, true), (&elsewhere, true)] {
-        assert_eq!(one.delete_artifact(digest, 100).await.unwrap(), goes, "{digest}");
-        let is_there = other.artifact(digest).await.unwrap().is_some();
-        assert_eq!(is_there, !goes && *digest != unknown, "{digest}");
+    assert_eq!(older(0xab, 100).await, found[2..]);
+    // However long ago they were found: what was stored or kept since stays.
+    let never = OldArtifact { digest: unknown.clone(), ..found[0].clone() };
+    let another = older(0xac, 100).await.remove(0);
+    for (old, goes) in [(&found[0], false), (&found[1], false), (&never, false), (&found[2], true), (&another, true)] {
+        assert_eq!(one.delete_artifact(old).await.unwrap(), goes, "{old:?}");
+        let is_there = other.artifact(&old.digest).await.unwrap().is_some();
+        assert_eq!(is_there, !goes && *old.digest != unknown, "{old:?}");
     }
-    assert!(!other.delete_artifact(&old, 0).await.unwrap(), "it is gone already");
+    assert!(!other.delete_artifact(&found[2]).await.unwrap(), "it is gone already");
     one.put_artifact(&old, Bytes::from_static(b"x")).await.unwrap();
     assert!(other.artifact(&old).await.unwrap().is_some());
 }

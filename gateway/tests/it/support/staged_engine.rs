@@ -15,7 +15,7 @@ use postern::commit::{
 };
 use postern::engine::{
     DeadTimer, DueTimer, Engine, EngineError, FEED_ENTRIES_MAX, Feed, Follower, Health, KeyPage, Member, NodeStat,
-    Orphan, Outcome, Range, Registration, Seat, SeatLimits, Seating, Tokens,
+    OldArtifact, Orphan, Outcome, Range, Registration, Seat, SeatLimits, Seating, Tokens,
 };
 use postern::quota::Stored;
 use postern::room::Room;
@@ -327,14 +327,14 @@ impl Engine for StagedEngine {
         answered(&self.faults.components).await?;
         self.inner.artifact(digest).await
     }
-    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Answer<Vec<String>> {
+    async fn old_artifacts(&self, first: u8, age_ms: Millis, limit: usize) -> Answer<Vec<OldArtifact>> {
         self.inner.old_artifacts(first, age_ms, limit).await
     }
     async fn keep_artifacts(&self, digests: &[String]) -> Answer<()> {
         self.inner.keep_artifacts(digests).await
     }
-    async fn delete_artifact(&self, digest: &str, age_ms: Millis) -> Answer<bool> {
-        self.inner.delete_artifact(digest, age_ms).await
+    async fn delete_artifact(&self, old: &OldArtifact) -> Answer<bool> {
+        self.inner.delete_artifact(old).await
     }
     async fn ping(&self) -> Answer<()> {
         self.inner.ping().await

@@ -5,6 +5,7 @@ use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, TableErro
 
 use super::Store;
 use crate::commit::Millis;
+use crate::engine::OldArtifact;
 
 /// SHA-256 → bytes
 const ARTIFACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("artifacts");
@@ -50,7 +51,7 @@ impl Store {
         first: u8,
         before: Millis,
         limit: usize,
-    ) -> Result<Vec<String>, redb::Error> {
+    ) -> Result<Vec<OldArtifact>, redb::Error> {
         let txn = self.db.begin_read()?;
         let (artifacts, times) = (txn.open_table(ARTIFACTS)?, txn.open_table(TIMES)?);
         let (prefix, mut found) = (format!("{first:02x}"), Vec::new());
@@ -62,11 +63,12 @@ impl Store {
             }
             let last = times.get(digest)?.map_or(0, |last| last.value());
             if last <= before {
-                found.push((last, digest.to_owned()));
+                found.push(OldArtifact { last, digest: digest.to_owned() });
             }
         }
         found.sort();
-        Ok(found.into_iter().take(limit).map(|(_, digest)| digest).collect())
+        found.truncate(limit);
+        Ok(found)
     }
 
     /// These are kept now, where they are there.
@@ -87,21 +89,17 @@ impl Store {
         Ok(txn.commit()?)
     }
 
-    /// Deletes an artefact that was last stored or kept `before`; is it gone?
-    pub(in crate::engine::embedded) fn delete_artifact(
-        &self,
-        digest: &str,
-        before: Millis,
-    ) -> Result<bool, redb::Error> {
+    /// Deletes an artefact that was not stored or kept since it was found old; is it gone?
+    pub(in crate::engine::embedded) fn delete_artifact(&self, old: &OldArtifact) -> Result<bool, redb::Error> {
         let txn = self.db.begin_write()?;
         let deleted = {
             let mut times = txn.open_table(TIMES)?;
-            let last = times.get(digest)?.map_or(0, |last| last.value());
-            let is_old = last <= before;
-            if is_old {
-                times.remove(digest)?;
+            let last = times.get(&*old.digest)?.map_or(0, |last| last.value());
+            let is_the_same = last == old.last;
+            if is_the_same {
+                times.remove(&*old.digest)?;
             }
-            is_old && txn.open_table(ARTIFACTS)?.remove(digest)?.is_some()
+            is_the_same && txn.open_table(ARTIFACTS)?.remove(&*old.digest)?.is_some()
         };
         txn.commit()?;
         Ok(deleted)
