@@ -24,6 +24,7 @@ mod audit;
 mod collecting;
 mod follower;
 mod keys;
+mod nodes;
 mod plugins;
 mod record;
 mod rollout;
@@ -36,6 +37,7 @@ mod usage;
 pub use audit::{AUDIT_KEPT_MS, AuditRecord};
 pub use collecting::COMPONENTS_KEPT_MS;
 pub use follower::{CatalogFollower, FIRST_LOOK_MAX};
+pub use nodes::NODE_SAID_MS;
 pub use plugins::{AddedVersion, PREVIOUS_KEPT_MAX};
 pub use record::{
     Canary, Ended, FORMAT, NewVersion, PluginRecord, RECORD_BYTES_MAX, ReadyRecord, Rollout, SHARES, Signature,

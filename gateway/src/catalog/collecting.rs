@@ -41,6 +41,10 @@ impl Catalog {
         for first in 0..=u8::MAX {
             old.extend(self.engine().old_artifacts(first, unnamed_ms, COMPONENTS_AT_ONCE).await?);
         }
+        // Their components may be needed again.
+        if self.is_missed().await? {
+            return Ok(0);
+        }
         let named = self.named_components().await?;
         // A catalog that names none may be one that was lost, and come back.
         if named.is_empty() {

@@ -24,6 +24,7 @@ use breakers::Breakers;
 use collector::Collector;
 use look::{Found, Look};
 use rollouts::Rollouts;
+use statement::Statement;
 use tenant::{Synced, TenantState};
 use terms::Terms;
 
@@ -32,6 +33,7 @@ mod collector;
 mod look;
 mod rollouts;
 mod shelf;
+mod statement;
 mod tenant;
 mod terms;
 
@@ -64,6 +66,8 @@ type Counting = Pin<Box<dyn Future<Output = Result<u64, CatalogError>> + Send>>;
 struct Busy {
     /// Was it served already?
     is_served: bool,
+    /// Is it served though its record was lost?
+    lost: bool,
     terms: Arc<Terms>,
 }
 
@@ -92,6 +96,7 @@ pub struct CatalogFollower {
     rollouts: Rollouts,
     breakers: Breakers,
     collector: Collector,
+    statement: Statement,
     /// How many changes there had been at the last look through everything.
     changes_seen: Option<u64>,
     /// How many there have been at least, news included: fewer means that the catalog was lost.
@@ -118,6 +123,7 @@ impl CatalogFollower {
             rollouts: Rollouts::new(gateway.clone()),
             breakers: Breakers::new(gateway.clone()),
             collector: Collector::new(gateway.clone()),
+            statement: Statement::new(gateway.clone()),
             gateway,
             feeder: None,
             resting: HashMap::new(),
@@ -139,6 +145,7 @@ impl CatalogFollower {
             counting: None,
             shadowed: HashSet::new(),
         };
+        follower.statement.first().await?;
         follower.begin_look();
         while let Some(mut look) = follower.look.take() {
             let found = look.next().await?;
@@ -175,6 +182,7 @@ impl CatalogFollower {
                 () = self.rollouts.next() => {}
                 () = self.breakers.next() => {}
                 () = self.collector.next() => {}
+                () = self.statement.next() => {}
                 Some(()) = self.hurrying.next() => {}
                 found = found(&mut self.look) => self.looked(found),
                 changes = counted(&mut self.counting) => self.counted(changes),
@@ -209,7 +217,10 @@ impl CatalogFollower {
     fn on_tick(&mut self) {
         let now = Instant::now();
         self.rollouts.on_tick(now);
-        self.collector.on_tick(now, || !self.resting.values().any(|state| state.lost));
+        let resting = self.resting.values().filter(|state| state.lost).map(|state| &state.id);
+        let lost = || resting.chain(self.busy.iter().filter(|(_, busy)| busy.lost).map(|(id, _)| id));
+        self.collector.on_tick(now);
+        self.statement.on_tick(now, || lost().cloned().collect());
         let due: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone()).collect();
         for id in due {
             self.later.remove(&id);
@@ -309,6 +320,7 @@ impl CatalogFollower {
                 "the catalog has lost records with its engine's data: tenants that \
                 are not in it any more are served as they were until this node stops"
             );
+            self.statement.hurry();
         }
         for id in gone {
             let Some(state) = self.resting.get_mut(&id) else { continue };
@@ -377,7 +389,7 @@ impl CatalogFollower {
             }
             places -= 1;
             let state = self.resting.remove(&id).unwrap_or_else(|| TenantState::new(id.clone()));
-            self.busy.insert(id, Busy { is_served: served, terms: state.terms.clone() });
+            self.busy.insert(id, Busy { is_served: served, lost: state.lost, terms: state.terms.clone() });
             self.syncing.push(Box::pin(state.sync(self.gateway.clone())));
         }
         for id in wait.into_iter().rev() {

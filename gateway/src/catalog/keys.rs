@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/tenant/{tenant}` | [`TenantRecord`](super::TenantRecord) |
 //! | `/gone/{tenant}` | a [`GoneRecord`](super::tenants::GoneRecord): there was a tenant of this name, and it was deleted |
+//! | `/node/{node}` | what a node says of itself, for a while: see [`nodes`](super::nodes) |
 //! | `/plugin/{tenant}/{plugin}` | [`PluginRecord`](super::PluginRecord) |
 //! | `/ready/{tenant}/{plugin}/{roll-out}/{node}` | [`ReadyRecord`](super::ReadyRecord), for a while |
 //! | `/token/{id}` | [`TokenRecord`](super::TokenRecord) |
@@ -29,6 +30,13 @@ pub(super) const TENANT_COUNT: &str = "/count/tenants";
 
 pub(super) fn tenant(id: &TenantId) -> StateKey {
     StateKey::stored(&format!("{TENANTS}{id}"))
+}
+
+/// What all nodes say.
+pub(super) const NODES: &str = "/node/";
+
+pub(super) fn node(server: &str) -> StateKey {
+    StateKey::stored(&format!("{NODES}{server}"))
 }
 
 pub(super) fn gone(tenant: &TenantId) -> StateKey {

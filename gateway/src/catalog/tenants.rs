@@ -42,9 +42,12 @@ fn guard_key() -> StateKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct GoneRecord {
     /// The format of whoever wrote it.
-    format: u32,
+    pub(super) format: u32,
     /// When the tenant was deleted.
-    at_ms: Millis,
+    pub(super) at_ms: Millis,
+    /// Is what is stored under its name another's: of a tenant that some node has in a file?
+    #[serde(default)]
+    pub(super) stays: bool,
 }
 
 /// Some of the tenants.
@@ -143,7 +146,8 @@ impl Catalog {
                         draft.delete(keys::token(&token.id));
                     }
                     draft.delete(keys::tenant(id));
-                    draft.put(keys::gone(id), &GoneRecord { format: FORMAT, at_ms: now_ms() }, None)?;
+                    let stays = self.is_kept(id).await?;
+                    draft.put(keys::gone(id), &GoneRecord { format: FORMAT, at_ms: now_ms(), stays }, None)?;
                     draft.add(StateKey::stored(keys::TENANT_COUNT), -1);
                     None
                 }
@@ -152,11 +156,13 @@ impl Catalog {
                 (Some(wanted), before) => {
                     if before.is_none() {
                         self.room_for_a_tenant().await?;
-                        // Whoever had this name before is somebody else. Without a mark nobody had it: what is stored
-                        // under it is of a tenant that some node has in a file.
-                        if let Some((_, mark)) = draft.get_versioned::<GoneRecord>(keys::gone(id)).await? {
-                            self.purge(id, &mark, PURGE_COMMITS_MAX).await?;
-                            had_left = true;
+                        // Whoever had this name before is somebody else. Without a mark, and with one that says so, what
+                        // is stored under it is of a tenant that some node has in a file.
+                        if let Some((mark, version)) = draft.get_versioned::<GoneRecord>(keys::gone(id)).await? {
+                            had_left = !mark.stays && !self.is_kept(id).await?;
+                            if had_left {
+                                self.purge(id, &version, PURGE_COMMITS_MAX).await?;
+                            }
                             draft.delete(keys::gone(id));
                         }
                         draft.add(StateKey::stored(keys::TENANT_COUNT), 1);
@@ -185,9 +191,9 @@ impl Catalog {
 
     async fn purge_deleted(&self, id: &TenantId) -> Result<(), CatalogError> {
         match self.draft().get_versioned::<GoneRecord>(keys::gone(id)).await? {
-            Some((_, mark)) => self.purge(id, &mark, PURGE_COMMITS_AT_ONCE).await,
-            // It was made anew, by whoever has purged it.
-            None => Ok(()),
+            Some((mark, version)) if !mark.stays => self.purge(id, &version, PURGE_COMMITS_AT_ONCE).await,
+            // It was made anew, by whoever has purged it; or what is there is of a tenant of a file.
+            _ => Ok(()),
         }
     }
 

@@ -27,14 +27,13 @@ impl Collector {
         Collector { gateway, at: Instant::now() + COLLECT_EVERY / 2 + jitter(COLLECT_EVERY), round: None }
     }
 
-    /// Begins a round where it is time and this node's turn. `whole`: no record is known to be lost, whose components
-    /// may be needed again.
-    pub(super) fn on_tick(&mut self, now: Instant, whole: impl FnOnce() -> bool) {
+    /// Begins a round where it is time and this node's turn.
+    pub(super) fn on_tick(&mut self, now: Instant) {
         if now < self.at || self.round.is_some() {
             return;
         }
         self.at = now + COLLECT_EVERY / 2 + jitter(COLLECT_EVERY);
-        if self.is_first() && whole() {
+        if self.is_first() {
             let catalog = self.gateway.catalog.clone();
             self.round = Some(Box::pin(async move { catalog.collect_components(COMPONENTS_KEPT_MS).await }));
         }

@@ -78,6 +78,8 @@ on_both! {
     a_tenant_that_is_made_anew_finds_nothing_of_whoever_had_its_name,
     a_tenant_that_is_made_anew_has_no_history_timers_or_people_of_the_former,
     components_that_no_version_names_go_and_those_that_one_names_stay,
+    what_a_tenant_of_another_nodes_file_has_stored_stays_whoever_deletes_or_makes_one_of_its_name,
+    no_component_goes_while_a_node_serves_a_tenant_whose_record_is_lost,
     a_token_of_a_deleted_tenant_is_no_good_for_the_next_of_its_name,
     a_tenant_that_some_node_has_in_a_file_loses_nothing_to_one_that_is_made,
     two_who_make_a_tenant_of_a_deleted_ones_name_do_not_delete_from_each_other,
@@ -315,6 +317,46 @@ async fn a_tenant_that_some_node_has_in_a_file_loses_nothing_to_one_that_is_made
     put(&kept, &id("elsewhere"), "kept").await;
     create(&kept.one, "elsewhere", json!({})).await.unwrap();
     assert_eq!(kept.engine.list_keys(&id("elsewhere"), "", None, 10).await.unwrap().keys.len(), 1);
+}
+
+async fn what_a_tenant_of_another_nodes_file_has_stored_stays_whoever_deletes_or_makes_one_of_its_name(kept: Kept) {
+    let moved = id("moved");
+    let files = HashMap::from([(moved.clone(), "/etc/postern/tenants/moved.toml".into())]);
+    let third = Catalog::new(kept.engine.clone(), files, false);
+    let there = async || kept.engine.list_keys(&moved, "", None, 10).await.unwrap().keys.len();
+    let delete = async || kept.one.change_tenant(&operator(), &moved, "tenant.delete", |_| Ok(None)).await.unwrap();
+    // From the catalog into a file, node by node: first the file, then the record goes.
+    create(&kept.one, "moved", json!({})).await.unwrap();
+    put(&kept, &moved, "kept").await;
+    third.say("third", Vec::new()).await.unwrap();
+    delete().await;
+    assert_eq!(there().await, 1);
+    create(&kept.two, "moved", json!({})).await.unwrap();
+    assert_eq!(there().await, 1);
+    // Deleted before the file came, and the rest not yet.
+    third.say("third", Vec::new()).await.unwrap();
+    let nobody = Catalog::new(kept.engine.clone(), HashMap::new(), false);
+    nobody.say("third", Vec::new()).await.unwrap();
+    delete().await;
+    assert_eq!(there().await, 0);
+    put(&kept, &moved, "of the file").await;
+    third.say("third", Vec::new()).await.unwrap();
+    nobody.say("third", Vec::new()).await.unwrap();
+    create(&kept.one, "moved", json!({})).await.unwrap();
+    assert_eq!(there().await, 1);
+}
+
+async fn no_component_goes_while_a_node_serves_a_tenant_whose_record_is_lost(kept: Kept) {
+    create(&kept.one, "acme", json!({})).await.unwrap();
+    plugin(&kept.one, "acme", "echo", Role::Handler).await.unwrap();
+    upload(&kept.one, "acme", "echo", "named").await;
+    let digest = Sha256::digest("of a lost one").iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    kept.engine.put_artifact(&digest, "of a lost one".into()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    kept.two.say("two", vec![id("globex")]).await.unwrap();
+    assert_eq!(kept.one.collect_components(10).await.unwrap(), 0);
+    kept.two.say("two", Vec::new()).await.unwrap();
+    assert_eq!(kept.one.collect_components(10).await.unwrap(), 1);
 }
 
 async fn two_who_make_a_tenant_of_a_deleted_ones_name_do_not_delete_from_each_other(kept: Kept) {
