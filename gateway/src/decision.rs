@@ -119,10 +119,12 @@ impl From<CallError> for Undecided {
             CallError::Overloaded(message) => {
                 Undecided::Later(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("overloaded", message) })
             }
-            CallError::Retry(message) => {
-                Undecided::Later(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("unavailable", message) })
+            // Why is in its log.
+            CallError::Retry(_) => {
+                let text = "a plugin asks for this to be tried again later";
+                Undecided::Later(Refusal { retry_after_ms: Some(1_000), ..Refusal::new("unavailable", text) })
             }
-            CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_failed", failure.told())),
+            CallError::Failed(failure) => Undecided::Failed(failure.refusal("plugin_failed")),
             CallError::EngineUnavailable(message) => engine_unavailable(&message),
             CallError::BreakerOpen { message, retry_after_ms } => Undecided::Later(Refusal {
                 retry_after_ms: Some(retry_after_ms),
@@ -308,7 +310,7 @@ impl Decisions {
                 Some(Outcome::TimerGone) => return Err(Undecided::TimerGone),
                 Some(Outcome::OverQuota(over)) => {
                     let author = if over.kind == StoredKind::Timers { parts.timers_by } else { parts.state_by };
-                    return Err(too_much(pipeline, author, &over));
+                    return Err(too_much(pipeline, author, &over, &id));
                 }
                 Some(Outcome::Conflict(key)) => {
                     turn = self.lose(turn, &key).await;
@@ -590,10 +592,10 @@ fn joined(effect: &Effect) -> Option<&Room> {
 }
 
 /// The tenant would keep more than it may: told to whoever caused it, and to the plugin's developer.
-fn too_much(pipeline: &Pipeline, author: Option<Author>, over: &OverQuota) -> Undecided {
+fn too_much(pipeline: &Pipeline, author: Option<Author>, over: &OverQuota, input: &CommitId) -> Undecided {
     let plugin = author.and_then(|author| Some((pipeline.handler(&author.plugin)?, author.hook)));
     let message = match plugin {
-        Some((plugin, hook)) => plugin.went_over(hook, over).to_string(),
+        Some((plugin, hook)) => plugin.went_over(hook, over, input).to_string(),
         None => over.to_string(),
     };
     Undecided::Failed(over.refusal(message))

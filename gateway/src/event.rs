@@ -113,12 +113,15 @@ pub struct Refusal {
     /// When it is worth trying again, in milliseconds from now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
+    /// What was behind it in a component's own words, for the tenant's records. It is never sent to clients.
+    #[serde(skip)]
+    pub cause: Option<Box<str>>,
 }
 
 impl Refusal {
     /// A refusal without advice on when to come back.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Refusal {
-        Refusal { code: code.into(), message: message.into(), retry_after_ms: None }
+        Refusal { code: code.into(), message: message.into(), retry_after_ms: None, cause: None }
     }
 }
 

@@ -24,7 +24,7 @@ fn no_authorizer(pipeline: &Pipeline) -> Undecided {
 /// Whatever went wrong with the authorizer, the answer is no; only a refusal says so in its own words.
 fn closed(error: CallError) -> Undecided {
     match error {
-        CallError::Failed(failure) => Undecided::Failed(Refusal::new("plugin_unavailable", failure.told())),
+        CallError::Failed(failure) => Undecided::Failed(failure.refusal("plugin_unavailable")),
         other => other.into(),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::plugin::{CallError, Hook, Plugin, Transaction};
+use crate::commit::CommitId;
 use crate::event::{Event, Refusal};
 use crate::tenant::{Pattern, Role};
 
@@ -150,7 +151,7 @@ impl Pipeline {
         }
         if let Some(router) = &self.router {
             let names = router.route(transaction, event.sender.as_ref(), &event.namespace, &event.name).await?;
-            return self.named(router, &names);
+            return self.named(router, &names, &transaction.invocation().id);
         }
         if self.relay.iter().any(|pattern| pattern.matches(&event.name)) {
             return Ok(Route::Relay);
@@ -175,7 +176,7 @@ impl Pipeline {
         Ok(Route::Handlers(handlers))
     }
 
-    fn named(&self, router: &Plugin, names: &[String]) -> Result<Route, CallError> {
+    fn named(&self, router: &Plugin, names: &[String], input: &CommitId) -> Result<Route, CallError> {
         if names.iter().any(|name| name == RELAY) {
             return Ok(Route::Relay);
         }
@@ -190,7 +191,7 @@ impl Pipeline {
             let Some(handler) = self.handler(name) else {
                 let known: Vec<_> = self.handlers.iter().map(|(plugin, _)| &*plugin.name).collect();
                 let text = format!("router {} named {name:?}; the tenant's handlers are {known:?}", router.name);
-                return Err(CallError::Failed(router.answered_wrongly(Hook::Route, text)));
+                return Err(CallError::Failed(router.answered_wrongly(Hook::Route, text, input)));
             };
             handlers.push(handler.clone());
         }

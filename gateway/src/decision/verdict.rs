@@ -45,7 +45,10 @@ pub enum Verdict {
 impl Verdict {
     /// `attempt` is 1 for the first.
     pub fn of(attempt: u32, result: &Result<Decided, Undecided>) -> Verdict {
-        let why = |refusal: &Refusal| format!("{}: {}", refusal.code, refusal.message);
+        let why = |refusal: &Refusal| {
+            let Refusal { code, message, cause, .. } = refusal;
+            format!("{code}: {}", cause.as_deref().unwrap_or(message))
+        };
         match result {
             Ok(_) => Verdict::Settled,
             Err(Undecided::TimerGone) => Verdict::Gone,

@@ -19,7 +19,7 @@ use super::journal::{JournalKind, Level, Source};
 use super::transaction::{Transaction, Work};
 use super::{Admittance, BreakerChange, CACHE_FOR_MS_MAX, Plugin, ROUTE_HANDLERS_MAX};
 use crate::client::Client;
-use crate::commit::{Grant, Millis};
+use crate::commit::{CommitId, Grant, Millis};
 use crate::engine::DueTimer;
 use crate::event::{Event, Payload};
 use crate::quota::OverQuota;
@@ -181,6 +181,11 @@ impl Plugin {
                 self.share.journal.add_failure(&self.source(hook), failure.kind.word(), &failure.to_string());
                 Err(CallError::Failed(failure))
             }
+            Err(CallError::Retry(why)) => {
+                let text = format!("asks to be called again later: {why} (input {})", input_id.as_str());
+                self.note(hook, Level::Info, &text);
+                Err(CallError::Retry(why))
+            }
             result => result,
         };
         if let Some(turned) = pass.and_then(|pass| pass.end(Verdict::of(&result), &limits.breaker)) {
@@ -306,13 +311,13 @@ impl Plugin {
 
     /// What this plugin did in a call that ended well would leave more than its tenant may keep: told where its
     /// failures are told. It opens no breaker, for the same hook may be what cleans up.
-    pub fn went_over(&self, hook: Hook, over: &OverQuota) -> Failure {
+    pub fn went_over(&self, hook: Hook, over: &OverQuota, input: &CommitId) -> Failure {
         let failure = Failure {
             plugin: self.name.clone(),
             hook,
             kind: FailureKind::Quota,
             message: over.to_string(),
-            input: None,
+            input: Some(input.clone()),
         };
         self.share.journal.add_failure(&self.source(hook), failure.kind.word(), &failure.to_string());
         self.metering.went_over(over.kind);
@@ -321,9 +326,9 @@ impl Plugin {
     }
 
     /// What it answered in a call that ended well cannot be: told where its failures are told.
-    pub fn answered_wrongly(&self, hook: Hook, message: String) -> Failure {
+    pub fn answered_wrongly(&self, hook: Hook, message: String, input: &CommitId) -> Failure {
         let kind = FailureKind::BadAnswer;
-        let failure = Failure { plugin: self.name.clone(), hook, kind, message, input: None };
+        let failure = Failure { plugin: self.name.clone(), hook, kind, message, input: Some(input.clone()) };
         self.share.journal.add_failure(&self.source(hook), failure.kind.word(), &failure.to_string());
         self.account.failed();
         failure

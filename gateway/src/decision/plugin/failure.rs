@@ -114,6 +114,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// As a refusal with this code: in the words that clients may hear, with its own for the tenant's records.
+    pub fn refusal(&self, code: &str) -> Refusal {
+        Refusal { cause: Some(self.to_string().into()), ..Refusal::new(code, self.told()) }
+    }
+
     /// As clients and back ends are told: what is the component's own (its words, names of its functions, what it
     /// answered) is for the tenant's log, where the input's id finds it.
     pub fn told(&self) -> String {
