@@ -451,7 +451,13 @@ impl Decisions {
         Ok(())
     }
 
-    /// Commits without any plugin: a publication that a grant allows, a leave, a disconnect.
+    /// Commits publications that grants allow, without any plugin, if there is room for them.
+    pub async fn publish_directly(&self, commit: Commit) -> Result<Option<Position>, Undecided> {
+        self.may_publish(&commit.effects, 0, &mut 0)?;
+        self.commit_directly(commit).await
+    }
+
+    /// Commits without any plugin: a leave, a disconnect.
     pub async fn commit_directly(&self, commit: Commit) -> Result<Option<Position>, Undecided> {
         let mut outage = self.outage(commit.bytes());
         match self.commit(commit, &mut outage).await? {

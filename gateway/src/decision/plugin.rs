@@ -77,6 +77,9 @@ pub const CACHE_FOR_MS_MAX: Millis = 3_600_000;
 /// Compiled components that are read and made ready at the same time.
 const LOADS: usize = 4;
 
+/// Uploads that are compiled at the same time.
+const TRIALS: usize = 1;
+
 /// What the plugin host may use of its machine.
 #[derive(Debug, Clone)]
 pub struct HostSettings {
@@ -91,7 +94,7 @@ pub struct HostSettings {
     pub memory_bytes_max: usize,
     /// The largest component, in bytes. Default: 64 MiB.
     pub component_bytes_max: usize,
-    /// Components that are compiled at the same time. Default: 1.
+    /// Components that are compiled at the same time to be served; one that is uploaded is compiled besides. Default: 1.
     pub compilations: usize,
     /// Where they are compiled. Default: in this process.
     pub compiler: Compiler,
@@ -153,6 +156,8 @@ pub struct Host {
     idle: Arc<IdlePlaces>,
     /// Who compiles, and who looks at an upload.
     compilations: Arc<Semaphore>,
+    /// A place of its own for uploads: what takes long to compile must not hold up what was found good before.
+    trials: Arc<Semaphore>,
     /// Who reads and prepares code that is compiled.
     loads: Arc<Semaphore>,
     /// What identifies the engine that code must be for.
@@ -194,6 +199,7 @@ impl Host {
             pool: Arc::new(Semaphore::new(settings.instances as usize)),
             idle: Arc::new(IdlePlaces::new(settings.instances as usize)),
             compilations: Arc::new(Semaphore::new(settings.compilations.max(1))),
+            trials: Arc::new(Semaphore::new(TRIALS)),
             loads: Arc::new(Semaphore::new(LOADS)),
             code_hash,
             cache,
@@ -208,6 +214,7 @@ impl Host {
     pub fn shutdown(&self) {
         self.pool.close();
         self.compilations.close();
+        self.trials.close();
         self.loads.close();
         if let Some(runtime) = self.runtime.lock().take() {
             runtime.shutdown_background();

@@ -305,8 +305,18 @@ async fn whoever_goes_away_leaves_the_compilers_place_to_the_next() {
     let bomb: Bytes = branches(40, 128, true).into();
     let left = tokio::time::timeout(Duration::from_secs(2), check(&host, bomb)).await;
     assert!(left.is_err(), "it was not slow: {left:?}");
-    let next = tokio::time::timeout(Duration::from_secs(20), load(&host, "neighbour", good())).await;
-    answers(&next.expect("the place is free").unwrap()).await;
+    let next = tokio::time::timeout(Duration::from_secs(20), check(&host, good())).await;
+    next.expect("the place is free").unwrap();
+}
+
+#[tokio::test]
+async fn an_upload_that_takes_long_to_compile_holds_up_nobodys_roll_out() {
+    let host = Host::new(HostSettings { compilations: 1, ..small() }).unwrap();
+    let bomb: Bytes = branches(40, 128, true).into();
+    tokio::select! {
+        ended = check(&host, bomb) => panic!("it was not slow: {ended:?}"),
+        loaded = load(&host, "neighbour", good()) => answers(&loaded.unwrap()).await,
+    }
 }
 
 /// The arguments of a worker of this process, found by one of them.

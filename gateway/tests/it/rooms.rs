@@ -1,5 +1,7 @@
 //! Joining, publishing, and who receives what.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use crate::support::clients::Clients;
@@ -83,6 +85,24 @@ fn several_publications_of_one_frame_are_one_commit() {
 }
 
 #[test]
+fn what_clients_publish_themselves_counts_towards_what_their_tenant_may_publish() {
+    let node = Node::start(vec![open("one", "call_limits.publications_per_second = 100\n"), open("two", "")]);
+    let mut ws = Clients::ws();
+    for (name, tenant) in [("bob", "one"), ("eve", "two")] {
+        ws.join_ws(&node, name, tenant, &token(tenant, name, json!({})));
+        ws.request(name, "join_room", json!({ "room": "a:1" }));
+    }
+    let batch = json!(vec![json!({ "room": "a:1", "event": "u", "data": 1 }); 60]);
+    assert!(ws.request("bob", "batch_update", batch.clone())["pos"].is_string());
+    let refused = ws.request("bob", "batch_update", batch.clone());
+    assert_eq!(refused["error"]["code"], "rate_limit", "{refused}");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("call_limits.publications_per_second = 100"));
+    assert!(ws.request("eve", "batch_update", batch.clone())["pos"].is_string());
+    std::thread::sleep(Duration::from_millis(refused["error"]["retry_after_ms"].as_u64().unwrap() + 50));
+    assert!(ws.request("bob", "batch_update", batch)["pos"].is_string());
+}
+
+#[test]
 fn every_member_sees_the_events_of_a_room_in_one_order() {
     let node = one();
     let mut ws = Clients::ws();
@@ -130,7 +150,7 @@ fn members_read_who_is_there_and_what_was_said() {
     assert_eq!(ws.request("eve", "presence", json!({ "room": "not:joined" }))["error"]["code"], "forbidden");
     ws.tell(json!({ "do": "close", "name": "bob" }));
     ws.closed("bob");
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(200));
     assert_eq!(ws.request("eve", "presence", json!({ "room": "r:1" }))["users"], json!(["eve"]));
 }
 
@@ -213,7 +233,7 @@ fn a_session_can_be_resumed_long_after_its_last_join() {
     let bob = token("one", "bob", json!({}));
     let welcome = ws.join_ws(&node, "bob", "one", &bob);
     ws.request("bob", "join_room", json!({ "room": "r:1" }));
-    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    std::thread::sleep(Duration::from_millis(1_500));
     ws.tell(json!({ "do": "cut", "name": "bob" }));
     ws.closed("bob");
     ws.join_ws(&node, "back", "one", &bob);

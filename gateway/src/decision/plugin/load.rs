@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::bindings::{Answer, Input, Links};
 use super::breaker::Breakers;
@@ -240,7 +241,7 @@ impl Host {
         let signed_by =
             verify(tenant, &policy.plugin.name, &digest, signature_keys, require_signature, policy.signature)?;
         let surface = self.survey(component.clone()).await?;
-        let plugin = self.load(tenant, policy.plugin, policy.limits, component).await?;
+        let plugin = self.load_in(&self.trials, tenant, policy.plugin, policy.limits, component).await?;
         let description = plugin.description.clone();
         Ok(Checked { digest, bytes, imports: surface.imports, exports: surface.exports, description, signed_by })
     }
@@ -257,6 +258,17 @@ impl Host {
         limits: &CallLimits,
         component: Bytes,
     ) -> Result<Arc<Plugin>, LoadError> {
+        self.load_in(&self.compilations, tenant, settings, limits, component).await
+    }
+
+    async fn load_in(
+        self: &Arc<Self>,
+        places: &Arc<Semaphore>,
+        tenant: &TenantId,
+        settings: &PluginSettings,
+        limits: &CallLimits,
+        component: Bytes,
+    ) -> Result<Arc<Plugin>, LoadError> {
         let (tenants, limits) = (limits, &settings.limits.within(limits));
         let limit = self.settings.memory_bytes_max;
         if limits.memory_bytes > limit {
@@ -267,7 +279,7 @@ impl Host {
             return Err(LoadError::TooLarge { bytes: component.len(), limit });
         }
         let digest = self.digest(component.clone()).await?;
-        let prepared = self.prepared(&digest, component).await?;
+        let prepared = self.prepared(&digest, component, places).await?;
         if prepared.memory_bytes > limits.memory_bytes as u64 {
             return Err(LoadError::Memory { needed: prepared.memory_bytes, limit: limits.memory_bytes });
         }

@@ -1,16 +1,23 @@
 //! What a plugin costs, as metrics. Labels are bounded names of tenants and plugins and closed lists, never a
 //! component's words.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use metrics::{Counter, Gauge, Histogram};
+use parking_lot::Mutex;
 
 use super::breaker::BreakerState;
 use super::failure::Hook;
 use crate::quota::StoredKind;
 use crate::telemetry::labels;
+
+/// The most memory so far, by labels, of which there are so many: a new version does not take it back.
+static PEAKS: LazyLock<Mutex<Peaks>> = LazyLock::new(Mutex::default);
+
+type Peaks = HashMap<(String, String), Arc<AtomicUsize>>;
 
 /// The handles of one plugin, looked up once.
 pub(super) struct Metering {
@@ -20,6 +27,8 @@ pub(super) struct Metering {
     cpu: OnceLock<Counter>,
     memory: OnceLock<Gauge>,
     peak_bytes: AtomicUsize,
+    /// The same of all that share its labels: its other versions, or all that are `other`.
+    peak_of_all_bytes: Arc<AtomicUsize>,
     /// Hooks whose breakers are counted as not closed, a bit each.
     open: AtomicU32,
 }
@@ -32,7 +41,9 @@ struct HookMetrics {
 impl Metering {
     pub(super) fn new(tenant: &str, plugin: &str) -> Metering {
         let (tenant, plugin) = labels::of_plugin(tenant, plugin);
+        let peak_of_all_bytes = PEAKS.lock().entry((tenant.clone(), plugin.clone())).or_default().clone();
         Metering {
+            peak_of_all_bytes,
             tenant,
             plugin,
             hooks: [const { OnceLock::new() }; Hook::COUNT],
@@ -68,7 +79,8 @@ impl Metering {
             )
         });
         counter.increment(u64::try_from(cpu.as_micros()).unwrap_or(u64::MAX));
-        if self.peak_bytes.fetch_max(memory_bytes, Ordering::Relaxed) < memory_bytes {
+        self.peak_bytes.fetch_max(memory_bytes, Ordering::Relaxed);
+        if self.peak_of_all_bytes.fetch_max(memory_bytes, Ordering::Relaxed) < memory_bytes {
             let gauge = self.memory.get_or_init(|| {
                 metrics::gauge!(
                     "plugin_memory_peak_bytes", "tenant" => self.tenant.clone(), "plugin" => self.plugin.clone()

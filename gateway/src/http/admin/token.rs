@@ -30,11 +30,17 @@ pub(super) async fn actor(gateway: &Gateway, headers: &HeaderMap, peer: IpAddr) 
         return Ok(Actor::gateway(OF_THE_SETTINGS));
     }
     let guess = GUESSES.may_try(peer, &token, gateway.config.admin.wrong_tokens_per_minute, Instant::now())?;
-    if let Some(actor) = gateway.catalog.actor_of(&token).await? {
-        guess.was_good(peer);
-        return Ok(actor);
+    match gateway.catalog.actor_of(&token).await {
+        Ok(Some(actor)) => {
+            guess.was_good();
+            return Ok(actor);
+        }
+        Ok(None) => guess.was_wrong(),
+        Err(error) => {
+            guess.was_none();
+            return Err(error.into());
+        }
     }
-    guess.was_wrong();
     if is_off(gateway).await? {
         return Err(off());
     }

@@ -98,7 +98,7 @@ impl Session {
     async fn commit_publications(&self, tenant: &LiveTenant, effects: Vec<Effect>) -> Result<Answer, Refusal> {
         let commit = Commit { effects, ..Commit::new(CommitId::random()) };
         let position =
-            tenant.decisions.commit_directly(commit).await.map_err(crate::decision::Undecided::into_refusal)?;
+            tenant.decisions.publish_directly(commit).await.map_err(crate::decision::Undecided::into_refusal)?;
         Ok(Answer::ack(&json!({ "pos": position.map(|position| position.to_string()) })))
     }
 }

@@ -42,12 +42,18 @@ impl Host {
         self.blocking(&self.loads, move || survey(&component, limit)).await
     }
 
-    /// What is the same for all plugins that are made of this component: shared by tenants, and made once.
-    pub(super) async fn prepared(self: &Arc<Self>, digest: &str, component: Bytes) -> Result<Arc<Prepared>, LoadError> {
+    /// What is the same for all plugins that are made of this component: shared by tenants, and made once. It is compiled
+    /// when there is one of these places.
+    pub(super) async fn prepared(
+        self: &Arc<Self>,
+        digest: &str,
+        component: Bytes,
+        places: &Arc<Semaphore>,
+    ) -> Result<Arc<Prepared>, LoadError> {
         if let Some(prepared) = self.made_before(digest).await? {
             return Ok(prepared);
         }
-        let place = self.compilations.clone().acquire_owned().await.map_err(|_| LoadError::Stopping)?;
+        let place = places.clone().acquire_owned().await.map_err(|_| LoadError::Stopping)?;
         // Somebody else may have made it while this one waited.
         if let Some(prepared) = self.made_before(digest).await? {
             return Ok(prepared);
