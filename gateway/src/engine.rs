@@ -363,8 +363,9 @@ pub trait Engine: Send + Sync + 'static {
     ) -> Result<Seating, EngineError>;
 
     /// Says which seats this node has and gives others of its own back. Those that it has are there afterwards, whatever
-    /// the limits are. Those of a node that has not said so for [`SEATS_KEPT_MS`] may be forgotten.
-    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError>;
+    /// the limits are. Those of a node that has not said so for [`SEATS_KEPT_MS`] may be forgotten. Answers how many of
+    /// the tenant are taken then, on all nodes; 0 where nothing was said.
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<u32, EngineError>;
 
     /// Takes up to `wanted` tokens out of a tenant's bucket of that name, which holds one minute's worth and is refilled
     /// evenly; one that was never used is full. What was taken is not given back.

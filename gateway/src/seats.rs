@@ -131,7 +131,7 @@ impl Seats {
     }
 
     /// The most of the tenant that were taken at once on all nodes since the last time this was asked, as far as this
-    /// one was told: it is told with every seat that it takes.
+    /// one was told: it is told with every seat that it takes, and each [`KEEP_EVERY`], about.
     pub fn take_peak(&self) -> u32 {
         self.peak.swap(0, Ordering::Relaxed)
     }
@@ -169,12 +169,15 @@ impl Seats {
         let late = || EngineError::Unavailable(format!("no answer within {KEEP_TIMEOUT:?}"));
         let said = timeout(KEEP_TIMEOUT, engine.keep_seats(tenant, &held, &given_back)).await;
         let said = said.unwrap_or_else(|_| Err(late()));
-        if said.is_err() {
+        // Also where nobody comes: a day that begins has a most of its own.
+        if let Ok(of_tenant) = said {
+            self.peak.fetch_max(of_tenant, Ordering::Relaxed);
+        } else {
             let mut table = self.table.lock();
             let room = GIVEN_BACK_MAX.saturating_sub(table.given_back.len());
             table.given_back.extend(given_back.into_iter().take(room));
         }
-        said
+        said.map(drop)
     }
 }
 
@@ -232,5 +235,29 @@ async fn keep(seats: Arc<Seats>, engine: Arc<dyn Engine>, tenant: TenantId, stop
                 say_at = Instant::now() + ERROR_REST + jitter(ERROR_REST);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::embedded::{EmbeddedEngine, Options};
+
+    #[tokio::test(start_paused = true)]
+    async fn the_most_seats_of_a_day_are_known_also_where_nobody_comes_on_that_day() {
+        let engine: Arc<dyn Engine> = EmbeddedEngine::in_memory(Options::default()).unwrap();
+        let (tasks, tenant) = (Tasks::default(), TenantId::parse("acme").unwrap());
+        let limits = SeatLimits { per_user: 10, per_tenant: 10 };
+        let whole = Whole { engine: &engine, tasks: &tasks, tenant: &tenant, limits };
+        let seats = Arc::new(Seats::default());
+        let seat = |n| Seat { subject: "bob".into(), connection: ConnectionId::from(n) };
+        let held = [
+            seats.take(&whole, &seat("c1"), None).await.unwrap(),
+            seats.take(&whole, &seat("c2"), None).await.unwrap(),
+        ];
+        assert_eq!((seats.take_peak(), seats.take_peak()), (2, 0));
+        tokio::time::sleep(2 * KEEP_EVERY).await;
+        assert_eq!(seats.take_peak(), 2);
+        drop(held);
     }
 }

@@ -1,10 +1,11 @@
 //! Tenants: made, changed, deleted with their plugins.
 
 use std::sync::Arc;
-
-use serde_json::Value;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
 
 use super::record::{FORMAT, decode};
 use super::store::Tries;
@@ -32,6 +33,9 @@ const GUARDS_MAX: usize = 16;
 
 /// How long a guard that nobody takes away stays, in milliseconds: a minute.
 const GUARD_MS: Millis = 60_000;
+
+/// How long taking it away rests that did not succeed.
+const UNGUARD_REST: Duration = Duration::from_millis(200);
 
 /// In the deleted tenant's own values, as one of the gateway's.
 fn guard_key() -> StateKey {
@@ -176,7 +180,7 @@ impl Catalog {
             draft.audit(by, Some(id), what, subject, before.as_ref(), after.as_ref())?;
             draft.tell(&Changed::Tenant { tenant: id.clone() });
             if draft.commit().await? {
-                if had_left && let Err(error) = self.unguard(id).await {
+                if had_left && let Err(error) = self.unguard_surely(id).await {
                     tracing::warn!(tenant = %id, %error, "whoever deletes what the former tenant has left is not stopped");
                 }
                 if after.is_none()
@@ -258,6 +262,20 @@ impl Catalog {
     /// Whoever still deletes what the former tenant of this name has left, is stopped.
     async fn unguard(&self, id: &TenantId) -> Result<(), CatalogError> {
         self.write_guard(id, Write::Delete).await
+    }
+
+    /// The same, tried again while a guard can be in force.
+    async fn unguard_surely(&self, id: &TenantId) -> Result<(), CatalogError> {
+        let end = Instant::now() + Duration::from_millis(GUARD_MS);
+        loop {
+            match self.unguard(id).await {
+                Err(error) if Instant::now() < end => {
+                    tracing::debug!(tenant = %id, %error, "the guard of what a former tenant has left is not taken away yet");
+                    tokio::time::sleep(UNGUARD_REST).await;
+                }
+                ended => return ended,
+            }
+        }
     }
 
     async fn write_guard(&self, id: &TenantId, write: Write) -> Result<(), CatalogError> {

@@ -438,12 +438,12 @@ impl Engine for EmbeddedEngine {
         Ok(self.shared.streams.of(tenant).shared_limits.lock().take(seat, limits, instead_of))
     }
 
-    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<u32, EngineError> {
         let stream = self.shared.streams.of(tenant);
         let mut counted = stream.shared_limits.lock();
         kept.iter().for_each(|seat| counted.keep(seat));
         given_back.iter().for_each(|seat| counted.give_back(seat));
-        Ok(())
+        Ok(counted.count())
     }
 
     async fn take_tokens(

@@ -497,7 +497,7 @@ impl Engine for RedisEngine {
         shared_limits::take_seat(&self.nodes, tenant, seat, limits, instead_of).await
     }
 
-    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<u32, EngineError> {
         shared_limits::keep_seats(&self.nodes, tenant, kept, given_back).await
     }
 

@@ -79,9 +79,16 @@ pub(super) async fn answer(gateway: &Arc<Gateway>, request: Request<Incoming>, p
         }
         Found::Route(route, names) => {
             label = route.path;
-            match done(gateway, route, names, request, peer).await {
-                Ok(answer) => answer,
-                Err(denied) => denied.answer(),
+            // It goes on when whoever asked has gone: what is half done would be left to the next one.
+            let (gateway, tasks) = (gateway.clone(), &gateway.tasks);
+            match tasks.spawn(async move { done(&gateway, route, names, request, peer).await }).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(denied)) => denied.answer(),
+                Err(error) => {
+                    tracing::error!(%error, route = route.path, "a call of the admin API failed");
+                    let text = "the gateway failed at this call, and its log says why: look before you repeat it";
+                    Denied::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", text).answer()
+                }
             }
         }
     };

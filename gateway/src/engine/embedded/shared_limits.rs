@@ -55,12 +55,17 @@ impl SharedLimits {
     }
 
     fn taken(&self) -> Seating {
-        Seating::Taken { of_tenant: u32::try_from(self.seats).unwrap_or(u32::MAX) }
+        Seating::Taken { of_tenant: self.count() }
     }
 
     pub(super) fn keep(&mut self, seat: &Seat) {
         let theirs = self.users.entry_ref(&seat.subject).or_default();
         self.seats += usize::from(theirs.insert(seat.connection.clone()));
+    }
+
+    /// How many seats are taken.
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.seats).unwrap_or(u32::MAX)
     }
 
     pub(super) fn give_back(&mut self, seat: &Seat) {

@@ -60,16 +60,17 @@ pub(super) async fn keep_seats(
     tenant: &TenantId,
     kept: &[Seat],
     given_back: &[Seat],
-) -> Result<(), EngineError> {
+) -> Result<u32, EngineError> {
+    let mut taken = 0;
     let pages = kept.chunks(SEATS_AT_ONCE).map(|page| (page, &[][..]));
     // Behind the others: what was given back while they were looked up is given back.
     for (kept, given_back) in pages.chain(given_back.chunks(SEATS_AT_ONCE).map(|page| (&[][..], page))) {
-        keep_page(nodes, tenant, kept, given_back).await?;
+        taken = keep_page(nodes, tenant, kept, given_back).await?;
     }
-    Ok(())
+    Ok(taken)
 }
 
-async fn keep_page(nodes: &Nodes, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<(), EngineError> {
+async fn keep_page(nodes: &Nodes, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Result<u32, EngineError> {
     let keys = TenantKeys::of(tenant);
     let (all, dead, kept_ms) = (keys.seats(), keys.partition().dead(), SEATS_KEPT_MS.to_string());
     let words = |seats: &[Seat]| -> Vec<(String, String)> {
@@ -84,7 +85,7 @@ async fn keep_page(nodes: &Nodes, tenant: &TenantId, kept: &[Seat], given_back: 
         let link = nodes.router.to_tenant(tenant).link().await?;
         let answer = script::KEEP_SEATS.run(&mut link.connection(), &names, &arguments).await;
         match answer.map_err(|e| link.write_error(&e))? {
-            Value::BulkString(word) if word == b"ok" => return Ok(()),
+            Value::Int(taken) => return Ok(u32::try_from(taken).unwrap_or(u32::MAX)),
             Value::BulkString(word) if word == b"fenced" => nodes.lost(&incarnation),
             other => return Err(unexpected(&other)),
         }

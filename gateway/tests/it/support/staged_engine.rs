@@ -291,7 +291,7 @@ impl Engine for StagedEngine {
     ) -> Answer<Seating> {
         self.inner.take_seat(tenant, seat, limits, instead_of).await
     }
-    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Answer<()> {
+    async fn keep_seats(&self, tenant: &TenantId, kept: &[Seat], given_back: &[Seat]) -> Answer<u32> {
         self.inner.keep_seats(tenant, kept, given_back).await
     }
     async fn take_tokens(

@@ -2,7 +2,7 @@
 -- KEYS seats of the tenant, dead of the partition, when nodes said last which seats they have
 -- ARGV 1 prefix of the tenant's keys, 2 incarnation, 3 how long seats are remembered (ms), 4 packed
 -- {{subject, connection} ...} twice: that it has, that it gives back
--- Answers 'ok', or 'fenced' when the incarnation is dead.
+-- Answers how many seats of the tenant are taken then, or 'fenced' when the incarnation is dead.
 local call = redis.call
 if call('HEXISTS', KEYS[2], ARGV[2]) == 1 then return 'fenced' end
 local given = cmsgpack.unpack(ARGV[4])
@@ -22,4 +22,4 @@ for _, one in ipairs(given[2]) do
   call('ZREM', ARGV[1] .. 'u:' .. one[1], seat)
   call('ZREM', KEYS[1], seat)
 end
-return 'ok'
+return call('ZCARD', KEYS[1])
