@@ -11,6 +11,9 @@ use super::remote::{Remote, RemoteArgs, part, plain};
 use crate::commit::now_ms;
 use crate::config::Environment;
 
+/// Entries of the audit log that are asked for at once.
+const AUDIT_PAGE: u32 = 500;
+
 /// What an operator can do.
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
@@ -92,7 +95,7 @@ pub struct AuditArgs {
     /// Only what concerns this tenant.
     #[arg(long, value_name = "TENANT")]
     pub tenant: Option<String>,
-    /// How many.
+    /// How many; they are kept for 400 days.
     #[arg(long, short = 'n', value_name = "N", default_value_t = 50)]
     pub entries: u32,
     /// Where the gateway is.
@@ -192,12 +195,21 @@ fn brief(value: &Value) -> Value {
 fn audit(args: &AuditArgs, env: &dyn Environment) -> Result<(), Failure> {
     let remote = Remote::new(&args.remote, env)?;
     let tenant = args.tenant.as_deref().map(|tenant| format!("&tenant={}", part(tenant))).unwrap_or_default();
-    let answer = remote.get(&format!("/audit?limit={}{tenant}", args.entries))?;
+    let (mut entries, mut left): (Vec<Value>, _) = (Vec::new(), args.entries);
+    while left > 0 {
+        let before = entries.last().map(|last| format!("&before={}", part(&cell(&last["id"])))).unwrap_or_default();
+        let limit = left.min(AUDIT_PAGE);
+        let page = remote.get(&format!("/audit?limit={limit}{tenant}{before}"))?;
+        let found = page["entries"].as_array().cloned().unwrap_or_default();
+        // A tenant's page can be shorter: what was before the tenant was made is not shown.
+        left = if found.is_empty() { 0 } else { left.saturating_sub(limit) };
+        entries.extend(found);
+    }
     if remote.json {
-        print_json(&answer);
+        print_json(&json!({ "entries": entries }));
         return Ok(());
     }
-    for entry in answer["entries"].as_array().into_iter().flatten() {
+    for entry in &entries {
         let fields = [&entry["by"], &entry["what"], &entry["tenant"], &entry["subject"]].map(cell);
         let head = format!("{} {}", time(&entry["at_ms"]), fields.join(" "));
         if !line(plain(&head).trim_end()) {

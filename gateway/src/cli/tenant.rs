@@ -1,6 +1,7 @@
 //! `postern tenant …`: tenants that are made over the admin API.
 
 mod key;
+mod revocation;
 mod settings;
 
 use std::path::PathBuf;
@@ -48,6 +49,9 @@ Examples:
     /// The keys with which a tenant's tokens are verified.
     #[command(subcommand, disable_help_subcommand = true)]
     Key(key::KeyCommand),
+    /// Tokens of clients that are good no more, before their time.
+    #[command(subcommand, disable_help_subcommand = true)]
+    Revocation(revocation::RevocationCommand),
     /// Take a tenant out of service: its clients are told to go, nothing is lost.
     #[command(after_help = "Example:\n  postern tenant disable acme")]
     Disable(NameArgs),
@@ -143,6 +147,7 @@ pub fn run(command: &TenantCommand, env: &dyn Environment) -> Result<(), Failure
         TenantCommand::Show(args) => show(args, env),
         TenantCommand::Set(args) => settings::set(args, env),
         TenantCommand::Key(command) => key::run(command, env),
+        TenantCommand::Revocation(command) => revocation::run(command, env),
         TenantCommand::Disable(args) => switch(args, "disable", env),
         TenantCommand::Enable(args) => switch(args, "enable", env),
         TenantCommand::Delete(args) => delete(args, env),
@@ -271,6 +276,11 @@ fn usage(args: &UsageArgs, env: &dyn Environment) -> Result<(), Failure> {
     }
     if is_empty {
         line(&format!("nothing of {tenant} was used in these days"));
+    }
+    let stored = answer["stored"].as_object().into_iter().flatten();
+    let stored: Vec<_> = stored.map(|(what, count)| format!("{what} {}", cell(count))).collect();
+    if !stored.is_empty() {
+        line(&plain(&format!("stored now  {}", stored.join(", "))));
     }
     Ok(())
 }

@@ -279,3 +279,45 @@ fn a_version_is_rolled_out_to_both_nodes_with_a_line_for_each() {
         tried.expect(json!({ "name": "ana" }))["what"] != "closed"
     });
 }
+
+#[test]
+fn a_users_tokens_are_revoked_and_taken_back_on_the_command_line_and_the_log_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let secret_file = dir.path().join("secret");
+    std::fs::write(&secret_file, secret("k1")).unwrap();
+    let node = node(Vec::new());
+    done(&node, &["tenant", "create", "acme"]);
+    let put =
+        ["tenant", "key", "put", "acme", "k1", "--algorithm", "HS256", "--secret-file", secret_file.to_str().unwrap()];
+    done(&node, &put);
+    let bench = component("bench");
+    done(&node, &["plugin", "push", "door", &bench, "--tenant", "acme", "--role", "authorizer", "--activate"]);
+    let mut ws = Clients::ws();
+    for name in ["ana", "bob"] {
+        ws.join_ws(&node, name, "acme", &token("acme", name, "k1"));
+    }
+    let (told, _) = done(&node, &["tenant", "revocation", "add", "acme", "--subject", "ana", "--hours", "2"]);
+    assert!(told.starts_with("the tokens of ana: good no more on all nodes, until 20"), "{told}");
+    assert_eq!(ws.closed("ana").0, 4500);
+    ws.try_ws("again", &node.ws("acme"), &token("acme", "ana", "k1"));
+    assert_eq!(ws.closed("again").0, 4500);
+    let (told, _) = done(&node, &["tenant", "revocation", "list", "acme"]);
+    assert!(told.contains("ana") && told.lines().count() == 2, "{told}");
+    done(&node, &["tenant", "revocation", "delete", "acme", "--subject", "ana"]);
+    let mut tries = 0;
+    eventually("ana gets in again", || {
+        tries += 1;
+        let name = format!("try {tries}");
+        ws.try_ws(&name, &node.ws("acme"), &token("acme", "ana", "k1"));
+        ws.message(&name, json!({}))["event"] == "connected"
+    });
+    let refused = postern(&node, &["tenant", "revocation", "add", "acme"]);
+    assert_eq!(refused.status.code(), Some(64), "whose?");
+    // More than the API answers at once.
+    let (told, _) = done(&node, &["admin", "audit", "--tenant", "acme", "-n", "600", "--json"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let what: Vec<_> =
+        told["entries"].as_array().unwrap().iter().map(|entry| entry["what"].as_str().unwrap()).collect();
+    assert_eq!(what[..2], ["revocation.delete", "revocation.put"], "{what:?}");
+    assert_eq!(what.last(), Some(&"tenant.create"));
+}
