@@ -113,6 +113,7 @@ pub(super) fn plugin_limits(section: Option<Section<'_>>, report: &mut Report) -
     read.own("memberships", 0..=4_096, &mut limits.memberships);
     read.own("log_lines", 0..=1_024, &mut limits.log_lines);
     read.own("concurrent_calls", 1..=4_096, &mut limits.concurrent_calls);
+    read.own("cpu_ms_per_second", 1..=1_024_000, &mut limits.cpu_ms_per_second);
     given.finish(report);
     limits
 }

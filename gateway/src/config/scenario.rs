@@ -34,6 +34,9 @@ const LEFT: Close = Close::ClientLeft;
 /// Limits that count by the clock on the wall, of which a scenario has none.
 const BY_THE_CLOCK: [&str; 4] = ["cpu_ms_per_second", "log_lines_per_minute", "publications_per_second", "breaker"];
 
+/// What is said of them.
+const OF_THE_CLOCK: &str = "counts by the clock on the wall, which does not pass in a scenario: leave it out";
+
 /// The most conflicts of one step.
 const CONFLICTS_MAX: u64 = 64;
 
@@ -73,8 +76,7 @@ fn read(mut file: Section<'_>, path: &Path, tested: (&str, Role), report: &mut R
 fn limits(section: Option<Section<'_>>, report: &mut Report) -> CallLimits {
     if let Some(section) = &section {
         for (_, given) in section.iter().filter(|(name, _)| BY_THE_CLOCK.contains(name)) {
-            let problem = "counts by the clock on the wall, which does not pass in a scenario: leave it out";
-            report.mistake(given.at, problem);
+            report.mistake(given.at, OF_THE_CLOCK);
         }
     }
     let limits = call_limits(section, report);
@@ -116,6 +118,9 @@ fn plugins(
         if !names.insert(other.name.clone()) {
             let problem = format!("the name {:?} is given twice; {tested:?} is the plugin that is tested", other.name);
             report.mistake(at.clone(), problem);
+        }
+        if other.limits.cpu_ms_per_second.is_some() {
+            report.mistake(at.clone(), format!("call_limits.cpu_ms_per_second {OF_THE_CLOCK}"));
         }
         for problem in other.limits.beyond(limits) {
             report.mistake(at.clone(), problem);

@@ -22,6 +22,7 @@ pub struct PluginLimits {
     pub memberships: Option<usize>,
     pub log_lines: Option<usize>,
     pub concurrent_calls: Option<usize>,
+    pub cpu_ms_per_second: Option<u32>,
 }
 
 impl PluginLimits {
@@ -43,6 +44,11 @@ impl PluginLimits {
             memberships: least(self.memberships, tenants.memberships),
             log_lines: least(self.log_lines, tenants.log_lines),
             concurrent_calls: least(self.concurrent_calls, tenants.concurrent_calls),
+            // 0 is without limit.
+            cpu_ms_per_second: match (self.cpu_ms_per_second, tenants.cpu_ms_per_second) {
+                (Some(own), 0) => own,
+                (own, tenants) => least(own, tenants),
+            },
             ..tenants.clone()
         }
     }
@@ -82,6 +88,9 @@ impl PluginLimits {
             log_lines,
             concurrent_calls
         );
+        let (own, tenants) = (self.cpu_ms_per_second, tenants.cpu_ms_per_second);
+        let more = tenants > 0 && own.is_some_and(|own| own > tenants);
+        check("cpu_ms_per_second", own.as_ref().map(|own| own as &dyn Display), &tenants, more);
         found
     }
 }
@@ -100,5 +109,10 @@ mod tests {
         assert_eq!(beyond.len(), 1);
         assert!(beyond[0].contains("host_calls = 11") && beyond[0].contains("host_calls = 10"), "{beyond:?}");
         assert!(PluginLimits::default().beyond(&tenants).is_empty());
+        let own = PluginLimits { cpu_ms_per_second: Some(500), ..PluginLimits::default() };
+        for (tenants, holds, mistakes) in [(0, 500, 0), (1_000, 500, 0), (100, 100, 1)] {
+            let tenants = CallLimits { cpu_ms_per_second: tenants, ..CallLimits::default() };
+            assert_eq!((own.within(&tenants).cpu_ms_per_second, own.beyond(&tenants).len()), (holds, mistakes));
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern::decision::plugin::{CallError, FailureKind, Plugin};
-use postern::tenant::{CallLimits, Instances, PluginSettings, Role, WarmLimits};
+use postern::tenant::{CallLimits, Instances, PluginLimits, PluginSettings, Role, WarmLimits};
 use serde_json::{Value, json};
 
 use crate::plugin_host::{World, component, event, replied, settings, tenant, world};
@@ -138,5 +138,23 @@ async fn one_tenants_idle_instances_leave_room_for_others() {
         let mut tx = world.begin_of("rival");
         rival.handle(&mut tx, &event("keep", &Value::Null)).await.unwrap();
         assert_eq!(replied(&tx.into_parts()), count);
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_with_computing_time_of_its_own_is_slowed_down_and_the_tenants_others_are_not() {
+    let world = world(CallLimits { cpu_ms: 2_000, wall_ms: 700, ..CallLimits::default() });
+    let limits = PluginLimits { cpu_ms_per_second: Some(20), ..PluginLimits::default() };
+    let settings = PluginSettings { limits, ..settings("greedy", Role::Handler) };
+    let greedy = world.host.load(&tenant("acme"), &settings, &world.limits, component("test-harm")).await.unwrap();
+    let other = world.harm().await;
+    for _ in 0..2 {
+        // A second's worth at once, then a fiftieth of a core; the next call waits for what this one owes.
+        let (result, _) = world.order(&greedy, "loop", Value::Null).await;
+        let Err(CallError::Overloaded(text)) = result else { panic!("{result:?}") };
+        assert!(text.contains("call_limits.cpu_ms_per_second = 20"), "{text}");
+        let begun = std::time::Instant::now();
+        assert_eq!(world.order(&other, "count", Value::Null).await.0, Ok(()));
+        assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
     }
 }

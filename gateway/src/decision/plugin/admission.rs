@@ -101,11 +101,11 @@ impl Admission {
     }
 }
 
-/// The tenant's computing time was used up all the while that a call may take.
+/// The tenant's computing time, or the plugin's own, was used up all the while that a call may take.
 pub(super) fn slowed_down(limits: &CallLimits) -> CallError {
     CallError::Overloaded(format!(
-        "waited for computing time of the tenant, within call_limits.wall_ms = {}: its calls together have \
-         call_limits.cpu_ms_per_second = {}",
+        "waited for computing time, within call_limits.wall_ms = {}: the calls of the tenant, or of this plugin, together \
+         have call_limits.cpu_ms_per_second = {}",
         limits.wall_ms, limits.cpu_ms_per_second
     ))
 }
@@ -140,7 +140,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_tenant_in_debt_waits_outside_the_pool_and_the_setting_is_named() {
         let (admission, pool, budget) = (Admission::new(1), Arc::new(Semaphore::new(10)), Budget::new());
-        let mut purse = Purse::new(&budget, 1_000).unwrap();
+        let mut purse = Purse::new([(&budget, 1_000), (&budget, 0)]).unwrap();
         purse.reserve();
         purse.settle(Duration::from_millis(1_050));
         let debtor = CallLimits { cpu_ms_per_second: 1_000, ..limits(1) };

@@ -55,39 +55,45 @@ fn worth_ns(cost_ns: u64, ms_per_second: u32) -> u64 {
     cost_ns.saturating_mul(1_000) / u64::from(ms_per_second.max(1))
 }
 
-/// One call's dealings with its tenant's budget.
+/// One call's dealings with its tenant's budget, and its plugin's own.
 #[derive(Debug)]
 pub(super) struct Purse {
-    budget: Arc<Budget>,
-    ms_per_second: u32,
+    /// Each with its milliseconds a second; at most two.
+    budgets: [Option<(Arc<Budget>, u32)>; 2],
     /// A turn was paid and is not settled.
     reserved: bool,
 }
 
 impl Purse {
     /// `None` where computing time is unlimited.
-    pub(super) fn new(budget: &Arc<Budget>, ms_per_second: u32) -> Option<Purse> {
-        (ms_per_second > 0).then(|| Purse { budget: budget.clone(), ms_per_second, reserved: false })
+    pub(super) fn new(budgets: [(&Arc<Budget>, u32); 2]) -> Option<Purse> {
+        let limited = budgets.map(|(budget, rate)| (rate > 0).then(|| (budget.clone(), rate)));
+        limited.iter().any(Option::is_some).then_some(Purse { budgets: limited, reserved: false })
     }
 
     /// Pays a turn in advance; answers how long to wait for it.
     pub(super) fn reserve(&mut self) -> Duration {
-        let now = self.budget.now_ns();
-        let mut paid = self.budget.paid_ns.lock();
-        let from = (*paid).max(now.saturating_sub(BURST_NS));
-        *paid = from.saturating_add(worth_ns(TURN_NS, self.ms_per_second));
         self.reserved = true;
-        Duration::from_nanos(from.saturating_sub(now))
+        let reserve = |(budget, ms_per_second): &(Arc<Budget>, u32)| {
+            let now = budget.now_ns();
+            let mut paid = budget.paid_ns.lock();
+            let from = (*paid).max(now.saturating_sub(BURST_NS));
+            *paid = from.saturating_add(worth_ns(TURN_NS, *ms_per_second));
+            from.saturating_sub(now)
+        };
+        Duration::from_nanos(self.budgets.iter().flatten().map(reserve).max().unwrap_or(0))
     }
 
     /// The turn is over and took so long.
     pub(super) fn settle(&mut self, spent: Duration) {
         if std::mem::take(&mut self.reserved) {
             let spent_ns = u64::try_from(spent.as_nanos()).unwrap_or(u64::MAX);
-            let mut paid = self.budget.paid_ns.lock();
-            *paid = paid
-                .saturating_add(worth_ns(spent_ns, self.ms_per_second))
-                .saturating_sub(worth_ns(TURN_NS, self.ms_per_second));
+            for (budget, ms_per_second) in self.budgets.iter().flatten() {
+                let mut paid = budget.paid_ns.lock();
+                *paid = paid
+                    .saturating_add(worth_ns(spent_ns, *ms_per_second))
+                    .saturating_sub(worth_ns(TURN_NS, *ms_per_second));
+            }
         }
     }
 }
@@ -105,10 +111,14 @@ mod tests {
 
     const TURN: Duration = Duration::from_nanos(TURN_NS);
 
+    fn one(budget: &Arc<Budget>, ms_per_second: u32) -> Purse {
+        Purse::new([(budget, ms_per_second), (budget, 0)]).expect("it is limited")
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_rested_tenant_has_a_seconds_worth_at_once_and_then_its_share() {
         let budget = Budget::new();
-        let mut purse = Purse::new(&budget, 100).unwrap();
+        let mut purse = one(&budget, 100);
         for _ in 0..100 {
             assert_eq!(purse.reserve(), Duration::ZERO);
             purse.settle(TURN);
@@ -131,17 +141,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn turns_that_wait_each_have_a_time_of_their_own() {
         let budget = Budget::new();
-        let mut purses: Vec<_> = (0..103).map(|_| Purse::new(&budget, 100).unwrap()).collect();
+        let mut purses: Vec<_> = (0..103).map(|_| one(&budget, 100)).collect();
         let waits: Vec<_> = purses.iter_mut().map(|purse| purse.reserve().as_millis()).collect();
         assert_eq!(waits[99..], [0, 0, 10, 20]);
         purses.truncate(50);
-        assert_eq!(Purse::new(&budget, 100).unwrap().reserve(), Duration::ZERO, "who gave up gave back");
+        assert_eq!(one(&budget, 100).reserve(), Duration::ZERO, "who gave up gave back");
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_turned_out_cheap_is_given_back_and_a_debt_is_waited_for() {
         let budget = Budget::new();
-        let mut purse = Purse::new(&budget, 1_000).unwrap();
+        let mut purse = one(&budget, 1_000);
         for _ in 0..5_000 {
             assert_eq!(purse.reserve(), Duration::ZERO);
             purse.settle(Duration::from_micros(100));
@@ -153,8 +163,25 @@ mod tests {
         assert!((390..=402).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn of_two_budgets_the_one_that_makes_it_wait_longer_holds_and_both_are_paid() {
+        let (tenants, own) = (Budget::new(), Budget::new());
+        let mut purse = Purse::new([(&tenants, 1_000), (&own, 100)]).unwrap();
+        for _ in 0..100 {
+            assert_eq!(purse.reserve(), Duration::ZERO);
+            purse.settle(TURN);
+        }
+        assert_eq!(purse.reserve(), Duration::ZERO);
+        purse.settle(TURN);
+        assert_eq!(purse.reserve().as_millis(), 10);
+        purse.settle(Duration::ZERO);
+        let paid = |budget: &Budget| budget.paid_ns.lock().saturating_sub(0) / 1_000_000;
+        assert_eq!((paid(&tenants), paid(&own)), (101, 1_010));
+    }
+
     #[test]
     fn zero_is_unlimited() {
-        assert!(Purse::new(&Budget::new(), 0).is_none());
+        let budget = Budget::new();
+        assert!(Purse::new([(&budget, 0), (&budget, 0)]).is_none());
     }
 }

@@ -239,7 +239,7 @@ impl Plugin {
         };
         let tenants = std::mem::replace(&mut work.limits, limits.clone());
         let wall = Duration::from_millis(limits.wall_ms.into()).saturating_sub(begun.elapsed());
-        let call = self.prepare(work, hook, namespace, limits);
+        let call = self.prepare(work, hook, namespace, limits, tenants.cpu_ms_per_second);
         let warm = self.warm.clone().filter(|_| !trial);
         let place = Place { prepared: self.prepared.clone(), gate: self.host.gate.clone(), warm };
         let result = self.run(tx, hook, instance::run(place, call, input, wall, admitted)).await;
@@ -250,16 +250,27 @@ impl Plugin {
         result
     }
 
-    fn prepare(&self, work: Box<Work>, hook: Hook, namespace: &Arc<str>, limits: &CallLimits) -> Call {
+    fn prepare(
+        &self,
+        work: Box<Work>,
+        hook: Hook,
+        namespace: &Arc<str>,
+        limits: &CallLimits,
+        cpu_ms_per_second: u32,
+    ) -> Call {
+        let (own, of_own) = self.own_limits.budget();
         // A trial is not held up by what the tenant's other plugins do.
-        let budget = if hook == Hook::Describe { 0 } else { limits.cpu_ms_per_second };
+        let purse = match hook {
+            Hook::Describe => None,
+            _ => Purse::new([(&self.share.budget, cpu_ms_per_second), (own, of_own)]),
+        };
         Call {
             work,
             source: self.source(hook),
             settings: self.settings.clone(),
             namespace: namespace.clone(),
             meter: Meter::new(),
-            purse: Purse::new(&self.share.budget, budget),
+            purse,
             journal: self.share.journal.clone(),
             limiter: Limiter::new(limits.memory_bytes),
             host_calls: 0,

@@ -520,7 +520,7 @@ mod tests {
     async fn a_tenant_that_used_up_its_computing_time_is_slowed_down_and_others_are_not() {
         use crate::decision::plugin::budget::Budget;
         let (gate, budget) = (Gate::new(1), Budget::new());
-        let mut used = Purse::new(&budget, 10).unwrap();
+        let mut used = Purse::new([(&budget, 10), (&budget, 0)]).unwrap();
         used.reserve();
         used.settle(Duration::from_millis(10));
         let spend = || {
@@ -534,11 +534,18 @@ mod tests {
         let (slow, quick) = (Meter::new(), Meter::new());
         let begun = Instant::now();
         let greedy = async {
-            Metered::new(spend(), &gate, &tenant("greedy"), &slow, Purse::new(&budget, 10)).await;
+            Metered::new(spend(), &gate, &tenant("greedy"), &slow, Purse::new([(&budget, 10), (&budget, 0)])).await;
             begun.elapsed()
         };
         let other = async {
-            Metered::new(spend(), &gate, &tenant("other"), &quick, Purse::new(&Budget::new(), 10)).await;
+            Metered::new(
+                spend(),
+                &gate,
+                &tenant("other"),
+                &quick,
+                Purse::new([(&Budget::new(), 10), (&Budget::new(), 0)]),
+            )
+            .await;
             begun.elapsed()
         };
         let (greedy, other) = tokio::join!(greedy, other);

@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use super::admission::Admission;
+use super::admission::{Admission, slowed_down};
+use super::budget::Budget;
 use super::failure::CallError;
 use crate::tenant::{CallLimits, PluginLimits};
 
@@ -19,11 +20,14 @@ pub(super) struct OwnLimits {
     last: Mutex<Option<(Arc<CallLimits>, Arc<CallLimits>)>>,
     /// The plugin's own line, where fewer of its calls run at a time than of the tenant's.
     line: Option<Admission>,
+    /// The plugin's own computing time, where it has less than the tenant.
+    budget: Arc<Budget>,
 }
 
 impl OwnLimits {
     pub(super) fn new(own: PluginLimits) -> OwnLimits {
-        OwnLimits { own, last: Mutex::default(), line: own.concurrent_calls.map(Admission::new) }
+        let line = own.concurrent_calls.map(Admission::new);
+        OwnLimits { own, last: Mutex::default(), line, budget: Budget::new() }
     }
 
     /// What holds where this is the tenant's.
@@ -42,11 +46,21 @@ impl OwnLimits {
         }
     }
 
-    /// Waits in the plugin's own line, if it has one.
+    /// The plugin's own computing time, with how much of it there is a second; 0: no less than the tenant's.
+    pub(super) fn budget(&self) -> (&Arc<Budget>, u32) {
+        (&self.budget, self.own.cpu_ms_per_second.unwrap_or(0))
+    }
+
+    /// Waits in the plugin's own line, if it has one, and for its own computing time.
     pub(super) async fn admit(&self, limits: &CallLimits) -> Result<Option<OwnedSemaphorePermit>, CallError> {
-        let Some(line) = &self.line else { return Ok(None) };
         let end = Instant::now() + Duration::from_millis(limits.wall_ms.into());
-        let place = timeout_at(end, line.enter(limits)).await;
-        place.unwrap_or_else(|_| Err(line.late(limits))).map(Some)
+        let place = match &self.line {
+            Some(line) => Some(timeout_at(end, line.enter(limits)).await.unwrap_or_else(|_| Err(line.late(limits)))?),
+            None => None,
+        };
+        if self.own.cpu_ms_per_second.is_some() {
+            timeout_at(end, self.budget.clear()).await.map_err(|_| slowed_down(limits))?;
+        }
+        Ok(place)
     }
 }
