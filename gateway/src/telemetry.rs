@@ -81,6 +81,7 @@ fn describe() {
         "Components made ready, by where their code came from: memory, disk or compiler"
     );
     describe_counter!("plugin_code_cache_rejected_total", "Files of the code cache that were not as written");
+    describe_histogram!("plugin_call_seconds", "Time of a plugin call, waiting included, by tenant, plugin and hook");
     describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
     describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
     describe_counter!(

@@ -27,6 +27,7 @@ mod cluster;
 mod connect;
 mod demo;
 mod deploy;
+mod documents;
 mod first_plugin;
 mod habits;
 mod harm;
