@@ -83,7 +83,8 @@ fn the_most_connections_at_once_are_those_of_all_nodes_and_a_restart_adds_nothin
 
 #[test]
 fn computing_time_is_counted_for_whoever_computed() {
-    let node = Node::with(settings(""));
+    let redis = RedisServer::start();
+    let node = Node::with(Settings { redis_url: Some(redis.url()), ..settings("") });
     let mut ws = Clients::ws();
     ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
     let cpu = |plugin: &str| {
