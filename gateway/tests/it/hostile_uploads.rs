@@ -137,13 +137,16 @@ async fn what_is_cut_short_anywhere_is_refused() {
     answers(&load(&host, "neighbour", whole).await.unwrap()).await;
 }
 
+/// Uploads with one bit flipped.
+const FLIPS: usize = 40;
+
 #[tokio::test]
 async fn flipped_bits_are_refused_or_make_another_component_and_never_break_the_host() {
     let host = Host::new(HostSettings { compilations: 2, ..small() }).unwrap();
     let whole = good();
     let mut seed = 0x2545_f491_4f6c_dd1d_u64;
     let (mut refused, mut taken, mut answered) = (0, 0, 0);
-    for _ in 0..60 {
+    for _ in 0..FLIPS {
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
@@ -152,7 +155,10 @@ async fn flipped_bits_are_refused_or_make_another_component_and_never_break_the_
         bytes[at] ^= 1 << (seed >> 60 & 7);
         match check(&host, bytes.clone()).await {
             Err(error) => {
-                assert!(!matches!(error, LoadError::Gateway(_)), "bit of byte {at}: it is not the gateway's fault: {error}");
+                assert!(
+                    !matches!(error, LoadError::Gateway(_)),
+                    "bit of byte {at}: it is not the gateway's fault: {error}"
+                );
                 assert!(!error.to_string().is_empty(), "bit of byte {at} is refused without a reason");
                 refused += 1;
             }
@@ -164,10 +170,12 @@ async fn flipped_bits_are_refused_or_make_another_component_and_never_break_the_
             }
         }
     }
-    println!("of 60 uploads with a flipped bit {refused} were refused, {taken} load, of which {answered} answer as before");
-    // Half of them are: what is left is code that does something else, and data and names that nobody looks at. Were
-    // nothing validated but the beginning, nearly all would load.
-    assert!(refused >= 20 && taken >= 10 && refused + taken == 60, "{refused} refused, {taken} taken");
+    println!(
+        "of {FLIPS} uploads with a flipped bit {refused} were refused, {taken} load, of which {answered} answer as before"
+    );
+    // About half: what is taken is code that does something else, and data and names that nobody looks at. Were nothing
+    // looked at but the beginning, nearly all would load; were digests compared, none.
+    assert!(refused >= FLIPS / 4 && taken >= FLIPS / 8 && refused + taken == FLIPS, "{refused} refused, {taken} taken");
     answers(&load(&host, "neighbour", whole).await.unwrap()).await;
 }
 

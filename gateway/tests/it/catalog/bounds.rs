@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use postern::catalog::{Actor, Catalog, CatalogError, NewToken, Scope, TENANTS_MAX, TOKENS_MAX, TenantRecord, TokenRecord};
+use postern::catalog::{
+    Actor, Catalog, CatalogError, NewToken, Scope, TENANTS_MAX, TOKENS_MAX, TenantRecord, TokenRecord,
+};
 use postern::commit::{Commit, CommitId, StateKey, Write, now_ms};
 use postern::decision::backlog::Backlog;
 use postern::decision::revocation::{REVOCATIONS_MAX, Revocation, RevokedTokens};

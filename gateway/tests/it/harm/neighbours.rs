@@ -164,8 +164,18 @@ fn endless_timers_and_endless_connects_hold_up_nobody_who_is_in() {
 
 /// Keys under which a neighbour might be read or written, if keys were put together carelessly.
 const TRICKS: [&str; 12] = [
-    "..", "../n", "../rival/n", "rival/harm/n", "harm/n", "n\u{0}", "{rival}", "{rival}:s:harm/n", "*", "/../rival/n",
-    "/rival/n", "\u{202e}n",
+    "..",
+    "../n",
+    "../rival/n",
+    "rival/harm/n",
+    "harm/n",
+    "n\u{0}",
+    "{rival}",
+    "{rival}:s:harm/n",
+    "*",
+    "/../rival/n",
+    "/rival/n",
+    "\u{202e}n",
 ];
 
 fn keys_stay_the_tenants_own(redis: Option<&RedisServer>) {
