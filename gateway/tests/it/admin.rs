@@ -1,5 +1,7 @@
 //! The admin API and the command line that calls it, from end to end: real nodes, the real binary, real clients.
 
+mod bounds;
+mod commands;
 mod https;
 mod logs;
 mod rights;

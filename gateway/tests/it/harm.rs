@@ -1,5 +1,7 @@
 //! Components that misbehave: stopped by name, and nobody else notices.
 
+mod neighbours;
+
 use serde_json::json;
 
 use crate::support::clients::Clients;
@@ -17,7 +19,9 @@ fn each_kind_of_harm_is_stopped_by_its_own_limit_and_the_socket_stays_up() {
         ("memory", json!({}), "call_limits.memory_bytes"),
         ("flood", json!({}), "call_limits.host_calls"),
         ("trap", json!({}), "its log says why"),
+        // Its own memory ends before its calls are too deep.
         ("stack", json!({}), "its log says why"),
+        ("nest", json!({}), "its calls nest too deeply"),
     ] {
         let answer = ws.request("bob", event, data);
         assert_eq!(answer["error"]["code"], "plugin_failed", "{event}: {answer}");

@@ -82,6 +82,28 @@ fn the_most_connections_at_once_are_those_of_all_nodes_and_a_restart_adds_nothin
 }
 
 #[test]
+fn computing_time_is_counted_for_whoever_computed() {
+    let redis = RedisServer::start();
+    let node = Node::with(Settings { redis_url: Some(redis.url()), ..settings("") });
+    let mut ws = Clients::ws();
+    ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
+    let cpu = |plugin: &str| {
+        let labels = format!("tenant=\"harm\",plugin=\"{plugin}\"");
+        node.metric("plugin_cpu_microseconds_total", &labels)
+    };
+    assert_eq!(ws.request("bob", "count", json!({})), 1);
+    let before = ["harm", "authorizer"].map(cpu);
+    assert!(before[0] > 0.0 && before[1] > 0.0, "connecting and counting took no time: {before:?}");
+    // Until `call_limits.cpu_ms`, of 50 ms, is spent.
+    let begun = Instant::now();
+    assert_eq!(ws.request("bob", "loop", json!({}))["error"]["code"], "plugin_failed");
+    let (took, spent) = (begun.elapsed().as_micros() as f64, cpu("harm") - before[0]);
+    assert!((45_000.0..=took).contains(&spent), "{spent} us of {took}");
+    assert_eq!(cpu("authorizer"), before[1], "another plugin was charged");
+    assert_eq!(cpu("gateway"), 0.0);
+}
+
+#[test]
 fn metrics_name_as_many_tenants_as_they_may_and_the_others_together() {
     let node = Node::with(settings("metrics_tenants_max = 0\n"));
     let mut ws = Clients::ws();

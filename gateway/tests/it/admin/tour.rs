@@ -13,7 +13,7 @@ use crate::support::node::Node;
 use crate::support::redis_server::RedisServer;
 
 /// A component that answers this number, as a file.
-fn version(dir: &Path, number: u32) -> String {
+pub(super) fn version(dir: &Path, number: u32) -> String {
     let mut bytes = std::fs::read(components().join("test-version.wasm")).unwrap();
     let mark = b"version:0000";
     let places: Vec<_> = bytes.windows(mark.len()).enumerate().filter(|(_, w)| w == mark).map(|(at, _)| at).collect();
@@ -27,7 +27,7 @@ fn version(dir: &Path, number: u32) -> String {
 }
 
 /// What the client's handler answers; an error's code if it does.
-fn answered(ws: &mut Clients, name: &str) -> String {
+pub(super) fn answered(ws: &mut Clients, name: &str) -> String {
     let answer = ws.request(name, "version", json!({}));
     let code = answer["error"]["code"].as_str().map(str::to_owned);
     code.unwrap_or_else(|| answer.as_str().unwrap_or_default().trim_start_matches('0').to_owned())

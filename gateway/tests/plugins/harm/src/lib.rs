@@ -71,6 +71,7 @@ impl authorization::Guest for Plugin {
             "trap" => trap(),
             "memory" => fill_memory(),
             "stack" => Err(refusal("deep", &black_box(recurse(0)).to_string())),
+            "nest" => Err(refusal("deep", &black_box(nest(black_box(0))).to_string())),
             "flood" => flood(),
             "no" => Err(refusal("refused", "as ordered")),
             "write" => match state::put("written-while-authorizing", b"", None) {
@@ -127,6 +128,10 @@ fn obey(order: Order, sender: Option<&Client>) -> Result<(), Failure> {
         Order::Flood => flood(),
         Order::Stack => {
             black_box(recurse(0));
+            Ok(())
+        }
+        Order::Nest => {
+            black_box(nest(black_box(0)));
             Ok(())
         }
         Order::LogFlood { lines } => {
@@ -250,6 +255,12 @@ fn fill_memory() -> ! {
 fn recurse(depth: u64) -> u64 {
     let frame = black_box([depth; STACK_STEP_BYTES / 8]);
     recurse(depth + 1).wrapping_add(frame[0])
+}
+
+/// Calls without end whose frames hold nothing in memory: the calls themselves are too deep first.
+#[inline(never)]
+fn nest(depth: u64) -> u64 {
+    if depth == u64::MAX { 0 } else { nest(depth + 1).rotate_left(7) ^ depth }
 }
 
 fn stored(key: &str) -> Result<Value, Failure> {
