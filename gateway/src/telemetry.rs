@@ -76,6 +76,7 @@ fn describe() {
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("routes_total", "Events routed by a tenant's router, by source: component or memory");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_histogram!("plugin_call_seconds", "From a call to its end, waiting included, by tenant, plugin and hook");
     describe_counter!(
         "plugin_code_total",
         "Components made ready, by where their code came from: memory, disk or compiler"

@@ -49,5 +49,7 @@ mod socketio;
 mod socketio_apps;
 mod tokens;
 
+// The documents name what is there.
+mod documents;
 // What each part must not know.
 mod tidy;
