@@ -80,10 +80,10 @@ fn is_named(word: &str, prefix: Option<&str>, rows: &BTreeSet<&str>, named: &BTr
     }
     match prefix {
         // Keys of a list inside of the table, such as `auth.keys[].pem`, are the table's, too.
-        Some("auth.") => rows.iter().filter(|row| row.starts_with("auth.")).any(|row| last_of(row)),
+        Some("auth.") => rows.iter().filter(|row| row.starts_with("auth.")).any(last_of),
         Some(prefix) => rows.contains(format!("{prefix}{word}").as_str()),
         None if word.bytes().any(|byte| byte.is_ascii_uppercase()) => named.contains(word),
-        None => rows.iter().any(|row| last_of(row)),
+        None => rows.iter().any(last_of),
     }
 }
 
