@@ -76,12 +76,12 @@ fn describe() {
     describe_counter!("presence_reaped_total", "Connections of dead nodes that this one took out");
     describe_counter!("routes_total", "Events routed by a tenant's router, by source: component or memory");
     describe_counter!("plugin_calls_total", "Plugin calls, by tenant, plugin, hook and outcome");
+    describe_histogram!("plugin_call_seconds", "From a call to its end, waiting included, by tenant, plugin and hook");
     describe_counter!(
         "plugin_code_total",
         "Components made ready, by where their code came from: memory, disk or compiler"
     );
     describe_counter!("plugin_code_cache_rejected_total", "Files of the code cache that were not as written");
-    describe_histogram!("plugin_call_seconds", "Time of a plugin call, waiting included, by tenant, plugin and hook");
     describe_gauge!("plugin_breakers_open", "Breakers that are not closed, by tenant, plugin and hook");
     describe_counter!("plugin_breaker_openings_total", "Times that a breaker opened, by tenant, plugin and hook");
     describe_counter!(

@@ -27,7 +27,6 @@ mod cluster;
 mod connect;
 mod demo;
 mod deploy;
-mod documents;
 mod first_plugin;
 mod habits;
 mod harm;
@@ -50,5 +49,7 @@ mod socketio;
 mod socketio_apps;
 mod tokens;
 
+// The documents name what is there.
+mod documents;
 // What each part must not know.
 mod tidy;
