@@ -102,6 +102,8 @@ pub async fn run(
     engine: Arc<dyn Engine>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
+    // Before anything is counted: handles that are taken earlier count nothing, and are kept.
+    telemetry::metrics();
     telemetry::labels::allow(config.metrics_tenants_max);
     let tasks = Tasks::new();
     let settings = HostSettings { threads: config.decision_threads.get(), ..config.plugins.clone() };

@@ -82,9 +82,8 @@ fn the_most_connections_at_once_are_those_of_all_nodes_and_a_restart_adds_nothin
 }
 
 #[test]
-fn computing_time_is_counted_for_whoever_computed() {
-    let redis = RedisServer::start();
-    let node = Node::with(Settings { redis_url: Some(redis.url()), ..settings("") });
+fn computing_time_is_counted_for_whoever_computed_from_the_start() {
+    let node = Node::with(settings(""));
     let mut ws = Clients::ws();
     ws.join_ws(&node, "bob", "harm", &token("harm", "bob", json!({})));
     let cpu = |plugin: &str| {
@@ -101,6 +100,8 @@ fn computing_time_is_counted_for_whoever_computed() {
     assert!((45_000.0..=took).contains(&spent), "{spent} us of {took}");
     assert_eq!(cpu("authorizer"), before[1], "another plugin was charged");
     assert_eq!(cpu("gateway"), 0.0);
+    let labels = "tenant=\"harm\",plugin=\"harm\"";
+    assert!(node.metric("plugin_memory_peak_bytes", labels) >= 65_536.0);
 }
 
 #[test]
